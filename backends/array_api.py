@@ -1,0 +1,103 @@
+"""A backend over any Array-API namespace: eager, portable, the honest reference for the other two."""
+
+import functools
+import importlib
+import inspect
+from collections.abc import Callable
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from minimodel import tree
+from minimodel.backends.interface import Backend, check_integer_matmul, scan_length
+from minimodel.backends.threefry import counter_words
+from minimodel.tree import Array, Tree
+
+
+def make(variant: str | None = None, *, xp: Any = None, debug: bool = False) -> Backend:
+    """The backend of a namespace, given as module ``xp`` or by its import name: ``array_api:array_api_strict``.
+
+    ``debug`` poisons donated arguments and checks that a scan's carry keeps its shapes and dtypes: what a
+    compiled backend would do or refuse, an eager one then shows too.
+    """
+    if xp is None:
+        if not variant:
+            raise ValueError("backend 'array_api' needs a namespace: load('array_api:array_api_strict'), say")
+        xp = importlib.import_module(variant)
+    return Backend(
+        name=f"array_api:{xp.__name__}",
+        xp=xp,
+        devices=("cpu",),
+        asarray=functools.partial(asarray, xp),
+        to_numpy=functools.partial(tree.map, lambda leaf: np.array(np.from_dlpack(leaf))),
+        synchronize=lambda values: values,
+        jit=poisoning_jit if debug else identity_jit,
+        scan=functools.partial(scan, xp, debug),
+        random_bits=functools.partial(random_bits, xp),
+        integer_matmul=functools.partial(integer_matmul, xp),
+        kth_largest=functools.partial(kth_largest, xp),
+    )
+
+
+def asarray(xp: Any, x: Any, dtype: Any = None) -> Array:
+    """A copy of ``x`` as an array of ``xp``."""
+    own = hasattr(x, "__array_namespace__") and x.__array_namespace__() is xp
+    return xp.asarray(x if own else np.asarray(x), dtype=dtype, copy=True)
+
+
+def identity_jit(fn: Callable[..., Any], static: tuple[str, ...] = (), donate: tuple[str, ...] = ()) -> Any:
+    """Eager backends run ``fn`` as it is."""
+    return fn
+
+
+def poisoning_jit(fn: Callable[..., Any], static: tuple[str, ...] = (), donate: tuple[str, ...] = ()) -> Any:
+    """``fn`` on copies of its donated arguments; the originals are filled with NaN (or 0), as after donation."""
+    signature = inspect.signature(fn)
+
+    @functools.wraps(fn)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        bound = signature.bind(*args, **kwargs)
+        for name in donate:
+            given = bound.arguments[name]
+            bound.arguments[name] = tree.map(lambda leaf: leaf.__array_namespace__().asarray(leaf, copy=True), given)
+            for leaf in tree.leaves(given):
+                leaf[...] = float("nan") if "float" in str(leaf.dtype) else 0
+        return fn(*bound.args, **bound.kwargs)
+
+    return call
+
+
+def scan(xp: Any, debug: bool, step: Callable[..., Any], carry: Tree, xs: Tree) -> tuple[Tree, Tree]:
+    """carry, y_i = step(carry, xs_i) for every i; the y_i stacked."""
+    ys = []
+    for i in range(scan_length(xs)):
+        before = signature_of(carry) if debug else None
+        carry, y = step(carry, tree.map(lambda leaf, i=i: leaf[i, ...], xs))
+        if debug and signature_of(carry) != before:
+            raise TypeError(f"scan: the carry must keep its shapes and dtypes: {before} became {signature_of(carry)}")
+        ys.append(y)
+    return carry, tree.stack(ys, xp)
+
+
+def signature_of(values: Tree) -> list[tuple[Any, Any]]:
+    """Shape and dtype of every leaf."""
+    return [(leaf.shape, leaf.dtype) for leaf in tree.leaves(values)]
+
+
+def random_bits(xp: Any, key: Array, shape: tuple[int, ...]) -> Array:
+    """threefry2x32 words, counted in row-major order."""
+    return xp.reshape(counter_words(xp, key, 0, prod(shape)), (*key.shape[:-1], *shape))
+
+
+def integer_matmul(xp: Any, a: Array, b: Array) -> Array:
+    """int8 · int8 → int32, widened first."""
+    check_integer_matmul(a, b)
+    return xp.matmul(xp.astype(a, xp.int32), xp.astype(b, xp.int32))
+
+
+def kth_largest(xp: Any, x: Array, k: Any) -> Array:
+    """The k-th largest by a full sort: slow and plain."""
+    ordered = xp.sort(x, axis=-1, descending=True)
+    index = xp.broadcast_to(xp.asarray(k, dtype=xp.int64), x.shape[:-1]) - 1
+    return xp.squeeze(xp.take_along_axis(ordered, xp.expand_dims(index, axis=-1), axis=-1), axis=-1)

@@ -1,0 +1,61 @@
+"""The array-backend interface: everything the algorithms need beyond the Array-API standard."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from minimodel import tree
+from minimodel.tree import Array, Tree
+
+
+@dataclass(frozen=True, eq=False)
+class Backend:
+    """A frozen record of functions. Compared and hashed by identity, so it can be a static jit argument.
+
+    name             as given to ``load``
+    xp               the Array-API namespace
+    devices          the devices it sees, in words; for people and run records
+    asarray          (x, dtype=None) -> array; always a copy, never an alias of host memory
+    to_numpy         (tree) -> tree of NumPy arrays; the only way from the device to the host
+    synchronize      (tree) -> the same tree, once it has been computed
+    jit              (fn, static=(), donate=()) -> fn compiled; arguments are named, fn is a module-level
+                     function (results are cached by it), and donated arguments are consumed
+    scan             (step, carry, xs) -> (carry, ys); step(carry, x) -> (carry, y) over the first axis of xs,
+                     which must not be empty
+    random_bits      (key, shape) -> uint32 words of threefry2x32; key (*population, 2) -> (*population, *shape)
+    integer_matmul   (a, b) -> exact int32 product of int8 arrays
+    kth_largest      (x, k) -> the k-th largest along the last axis; k from 1, an int or shaped like the rest of x
+    """
+
+    name: str
+    xp: Any
+    devices: tuple[str, ...]
+    asarray: Callable[..., Array]
+    to_numpy: Callable[[Tree], Tree]
+    synchronize: Callable[[Tree], Tree]
+    jit: Callable[..., Callable[..., Any]]
+    scan: Callable[[Callable[..., Any], Tree, Tree], tuple[Tree, Tree]]
+    random_bits: Callable[[Array, tuple[int, ...]], Array]
+    integer_matmul: Callable[[Array, Array], Array]
+    kth_largest: Callable[[Array, Any], Array]
+
+
+MAX_INNER = (2**31 - 1) // 2**14  # products of int8 are at most 2^14 and the sum must fit an int32
+
+
+def check_integer_matmul(a: Array, b: Array) -> None:
+    """Refuse what could not be exact: anything but int8, or an inner axis whose sum may leave int32."""
+    if any(str(dtype).rpartition(".")[2] != "int8" for dtype in (a.dtype, b.dtype)):
+        raise TypeError(f"integer_matmul: expected int8 arrays, got {a.dtype} and {b.dtype}")
+    if a.shape[-1] > MAX_INNER:
+        raise ValueError(
+            f"integer_matmul: the inner axis must be at most {MAX_INNER}, got {a.shape[-1]}; split it"
+        )
+
+
+def scan_length(xs: Tree) -> int:
+    """The common length of the first axes of ``xs``; a scan of length 0 is refused on every backend."""
+    lengths = {leaf.shape[0] for leaf in tree.leaves(xs)}
+    if len(lengths) != 1 or 0 in lengths:
+        raise ValueError(f"scan: expected xs with one common length of at least 1, got lengths {sorted(lengths)}")
+    return int(lengths.pop())

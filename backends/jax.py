@@ -1,0 +1,109 @@
+"""JAX: whole programs compiled by XLA for CPU, GPU or TPU. The only file that imports JAX."""
+
+import functools
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from minimodel.backends.array_api import random_bits
+from minimodel.backends.interface import Backend, check_integer_matmul, scan_length
+from minimodel.tree import Array, Tree
+
+PRECISIONS = ("highest", "high", "default")
+
+
+def make(variant: str | None = None, *, precision: str = "highest") -> Backend:
+    """JAX on its default device, or on the first of a platform: ``jax:cpu``, ``jax:gpu``, ``jax:tpu``.
+
+    ``precision`` is that of matrix products: "highest" is full float32 everywhere; "high" and "default" let an
+    accelerator use fewer bits for speed.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision: expected one of {PRECISIONS}, got {precision!r}")
+    device = find_device(variant)
+    settings = functools.partial(Settings, device, precision)
+    return Backend(
+        name=f"jax:{variant}" if variant else "jax",
+        xp=jnp,
+        devices=tuple(str(found) for found in jax.devices(device.platform)),
+        asarray=functools.partial(asarray, device),
+        to_numpy=functools.partial(jax.tree.map, np.array),
+        synchronize=jax.block_until_ready,
+        jit=functools.cache(functools.partial(jit, settings)),
+        scan=scan,
+        random_bits=functools.partial(random_bits, jnp),
+        integer_matmul=integer_matmul,
+        kth_largest=kth_largest,
+    )
+
+
+def find_device(variant: str | None) -> Any:
+    """The first device of a platform."""
+    try:
+        return jax.devices(variant)[0]
+    except RuntimeError as error:
+        seen = ", ".join(str(device) for device in jax.devices())
+        raise ValueError(f"backend 'jax:{variant}': JAX sees no such device, only {seen}") from error
+
+
+class Settings(ExitStack):
+    """The device and the precision of products, in force while it is entered."""
+
+    def __init__(self, device: Any, precision: str) -> None:
+        super().__init__()
+        self.enter_context(jax.default_device(device))
+        self.enter_context(jax.default_matmul_precision(precision))
+
+
+def asarray(device: Any, x: Any, dtype: Any = None) -> Array:
+    """A copy on the device. ``jnp.array`` copies; ``device_put`` alone could alias NumPy's memory."""
+    return jax.device_put(jnp.array(x, dtype=dtype, copy=True), device)
+
+
+def jit(settings: Callable[[], Any], fn: Any, static: tuple[str, ...] = (), donate: tuple[str, ...] = ()) -> Any:
+    """``jax.jit`` under the backend's settings; ``call.compiled._cache_size()`` counts the compilations."""
+    compiled = jax.jit(fn, static_argnames=static, donate_argnames=donate)
+
+    @functools.wraps(fn)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with settings():
+            return compiled(*args, **kwargs)
+
+    call.compiled = compiled  # type: ignore[attr-defined]
+    return call
+
+
+def scan(step: Callable[..., Any], carry: Tree, xs: Tree) -> tuple[Tree, Tree]:
+    """One XLA loop."""
+    scan_length(xs)
+    return lax.scan(step, carry, xs)
+
+
+def integer_matmul(a: Array, b: Array) -> Array:
+    """int8 · int8 → int32 on the device's integer units."""
+    check_integer_matmul(a, b)
+    return jnp.matmul(a, b, preferred_element_type=jnp.int32)
+
+
+def kth_largest(x: Array, k: Any) -> Array:
+    """The k-th largest by bisection on the bits of the float: 32 counts, no sort.
+
+    Floats order like their bits once the negative ones are flipped: u ↦ ¬u if the sign is set, else u ⊕ 2³¹.
+    """
+    sign = jnp.uint32(1 << 31)
+    raw = lax.bitcast_convert_type(x, jnp.uint32)
+    ordered = jnp.where(raw & sign, ~raw, raw ^ sign)
+    k = jnp.broadcast_to(jnp.asarray(k, jnp.int32), x.shape[:-1])
+
+    def halve(i: int, found: Array) -> Array:
+        candidate = found | (sign >> jnp.asarray(i, jnp.uint32))
+        enough = jnp.sum(ordered >= candidate[..., None], axis=-1, dtype=jnp.int32) >= k
+        return jnp.where(enough, candidate, found)
+
+    found = lax.fori_loop(0, 32, halve, jnp.zeros(x.shape[:-1], jnp.uint32))
+    return lax.bitcast_convert_type(jnp.where(found & sign, found ^ sign, ~found), x.dtype)

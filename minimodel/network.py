@@ -1,0 +1,106 @@
+"""A dense network: what it is, how its parameters begin, what it computes."""
+
+from dataclasses import dataclass
+from math import prod, sqrt
+from typing import NamedTuple
+
+from minimodel import random
+from minimodel.activations import ACTIVATIONS, Activation
+from minimodel.backends import Backend, load
+from minimodel.tree import Array, leaves
+
+
+class Layer(NamedTuple):
+    """x ↦ x·weight + bias."""
+
+    weight: Array  # (*population, in, out)
+    bias: Array  # (*population, out)
+
+
+Params = tuple[Layer, ...]
+INITIALIZERS = ("he", "glorot")
+
+
+@dataclass(frozen=True)
+class Network:
+    """A stack of dense layers, an activation between them, none after the last: a static, hashable description.
+
+    layer_sizes   (inputs, hidden, …, outputs), at least two positive integers
+    activation    relu, leaky_relu, tanh, sigmoid, silu, gelu (its tanh form) or identity
+    initializer   "he": N(0, 2/in), for the relu family; "glorot": uniform on ±√(6/(in + out)); biases start at 0
+    """
+
+    layer_sizes: tuple[int, ...]
+    activation: str = "relu"
+    initializer: str = "he"
+
+    def __post_init__(self) -> None:
+        sizes = tuple(self.layer_sizes)
+        if len(sizes) < 2 or not all(hasattr(n, "__index__") and n > 0 for n in sizes):
+            raise ValueError(f"layer_sizes: expected at least two positive integers, got {self.layer_sizes!r}")
+        object.__setattr__(self, "layer_sizes", tuple(int(n) for n in sizes))
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"activation: expected one of {', '.join(ACTIVATIONS)}, got {self.activation!r}")
+        if self.initializer not in INITIALIZERS:
+            raise ValueError(f"initializer: expected one of {', '.join(INITIALIZERS)}, got {self.initializer!r}")
+
+    @property
+    def shapes(self) -> tuple[tuple[int, int], ...]:
+        """The shape of each layer's weight."""
+        return tuple(zip(self.layer_sizes, self.layer_sizes[1:], strict=False))
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the network has: weights and biases."""
+        return sum((inputs + 1) * outputs for inputs, outputs in self.shapes)
+
+    @property
+    def functions(self) -> Activation:
+        """The activation with its derivatives."""
+        return ACTIVATIONS[self.activation]
+
+    def init(self, key: Array, *, backend: str | Backend = "numpy") -> Params:
+        """Fresh float32 parameters; keys (*population, 2) give one network each. Layer i draws under fold_in(key, i).
+
+        He et al., Delving deep into rectifiers (2015); Glorot, Bengio (2010).
+        """
+        backend = load(backend)
+        key, xp = backend.asarray(key), backend.xp
+        params = []
+        for i, (inputs, outputs) in enumerate(self.shapes):
+            layer_key = random.fold_in(key, i)
+            if self.initializer == "he":
+                weight = random.normal(layer_key, (inputs, outputs), backend=backend) * sqrt(2 / inputs)
+            else:
+                limit = sqrt(6 / (inputs + outputs))
+                weight = random.uniform(layer_key, (inputs, outputs), -1.0, 1.0, backend=backend) * limit
+            params.append(Layer(weight, xp.zeros((*key.shape[:-1], outputs), dtype=xp.float32)))
+        return tuple(params)
+
+    def apply(self, params: Params, x: Array) -> Array:
+        """The raw outputs (*population, batch, out) of inputs (batch, in) or (*population, batch, in)."""
+        check(self, params, x)
+        for layer in params[:-1]:
+            x = self.functions.value(affine(layer, x))
+        return affine(params[-1], x)
+
+
+def affine(layer: Layer, x: Array) -> Array:
+    """x·W + b."""
+    z = x @ layer.weight
+    z += layer.bias[..., None, :]
+    return z
+
+
+def check(network: Network, params: Params, x: Array) -> None:
+    """Refuse parameters or inputs that do not fit the network."""
+    found = tuple(layer.weight.shape[-2:] for layer in params)
+    if found != network.shapes or any(w.shape[-1:] != b.shape[-1:] for w, b in params):
+        raise ValueError(f"params: expected weights of shapes {network.shapes}, got {found}")
+    if x.ndim < 2 or x.shape[-1] != network.layer_sizes[0]:
+        raise ValueError(f"x: expected (…, batch, {network.layer_sizes[0]}), got {tuple(x.shape)}")
+
+
+def count(params: Params) -> int:
+    """How many numbers the parameters hold."""
+    return sum(prod(leaf.shape) for leaf in leaves(params))

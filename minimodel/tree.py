@@ -1,0 +1,69 @@
+"""Trees of arrays: nested tuples and NamedTuples with arrays at the leaves.
+
+Tuples are what JAX takes as they are and what NumPy needs no library for. ``None`` is an empty tree.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+Array = Any  # an array of any Array-API namespace
+Tree = Any  # an array, None, or a tuple / NamedTuple of trees
+
+
+def map(fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
+    """fn(leaf, *leaves of rest) at every leaf; the trees must have the same structure."""
+    if tree is None:
+        return None
+    if not isinstance(tree, tuple):
+        return fn(tree, *rest)
+    children = [map(fn, *branches) for branches in zip(tree, *rest, strict=True)]
+    return type(tree)(*children) if hasattr(tree, "_fields") else tuple(children)
+
+
+def leaves(*trees: Tree) -> list[Any]:
+    """The leaves of the trees from left to right."""
+    found: list[Any] = []
+    for tree in trees:
+        if isinstance(tree, tuple):
+            found += leaves(*tree)
+        elif tree is not None:
+            found.append(tree)
+    return found
+
+
+def namespace(*trees: Tree) -> Any:
+    """The one array namespace that all leaves belong to.
+
+    Raises TypeError on a mixture: arrays of two backends never meet silently.
+    """
+    found = None
+    for leaf in leaves(*trees):
+        space = _spaces.get(type(leaf)) or _space(leaf)
+        if space is not found and found is not None:
+            raise TypeError(
+                f"expected arrays of one namespace, got {found.__name__} and {space.__name__}; "
+                "move them to one backend first with backend.asarray"
+            )
+        found = space
+    return found
+
+
+_spaces: dict[type, Any] = {}  # the namespace of each array type seen: asking the array takes longer than adding
+
+
+def _space(leaf: Any) -> Any:
+    if not hasattr(leaf, "__array_namespace__"):
+        raise TypeError(f"expected an array, got {type(leaf).__name__}; move it to a backend with backend.asarray")
+    return _spaces.setdefault(type(leaf), leaf.__array_namespace__())
+
+
+def align(value: Array, leaf: Array) -> Array:
+    """``value`` of shape () or (*population,), reshaped to broadcast against ``leaf`` (*population, …)."""
+    if value.ndim == 0:
+        return value
+    return namespace(value).reshape(value, value.shape + (1,) * (leaf.ndim - value.ndim))
+
+
+def stack(trees: list[Tree], xp: Any) -> Tree:
+    """Trees of one structure, stacked leaf by leaf along a new first axis."""
+    return map(lambda *rows: xp.stack(rows), *trees)
