@@ -1,0 +1,283 @@
+"""Data: loaded, checked, split; never changed. Models carry their own normalisation, so data stay as they came."""
+
+import csv
+import gzip
+import zipfile
+import zlib
+from dataclasses import dataclass
+from importlib import resources
+from math import prod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minimodel import random
+
+TASKS = ("classification", "regression")
+IDX_TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
+
+
+class Dataset(NamedTuple):
+    """x (n, features), uint8 pixels or float32; y int32 labels (n,) or float32 targets (n, out)."""
+
+    x: np.ndarray
+    y: np.ndarray
+
+
+class Normalization(NamedTuple):
+    """x ↦ (x − shift)·scale; shift and scale are float32 of shape (features,) or (1,)."""
+
+    shift: np.ndarray
+    scale: np.ndarray
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """float32, in a new array."""
+        x = np.array(x, dtype=np.float32)
+        x -= self.shift
+        x *= self.scale
+        return x
+
+
+def fit_normalization(x: np.ndarray) -> Normalization:
+    """Zero mean and unit variance: per feature, or one shift and scale for all where x holds uint8 pixels.
+
+    Features that do not vary are only shifted.
+    """
+    axis = None if x.dtype == np.uint8 else 0
+    mean, deviation = (np.atleast_1d(part(x, axis=axis, dtype=np.float64)) for part in (np.mean, np.std))
+    scale = np.where(deviation > 1e-7 * np.abs(mean), 1 / np.where(deviation > 0, deviation, 1), 1)
+    return Normalization(mean.astype(np.float32), scale.astype(np.float32))
+
+
+@dataclass(frozen=True)
+class Splits:
+    """What algorithms learn from (train), choose by (validation) and only report (test).
+
+    normalization   fitted on train only; None leaves x as it is
+    classes         the names of the labels 0, 1, …, or None for regression and for plain numbers
+    """
+
+    train: Dataset
+    validation: Dataset
+    test: Dataset
+    normalization: Normalization | None = None
+    classes: tuple[str, ...] | None = None
+
+    @property
+    def outputs(self) -> int:
+        """How many outputs a network for these data needs: the classes or the targets."""
+        y = self.train.y
+        return int(y.max()) + 1 if y.ndim == 1 else int(y.shape[1])
+
+
+def load(source: str | Path, *, seed: int = 0, task: str | None = None) -> Splits:
+    """The data set ``digits`` or the one at a path, split into train, validation and test with the seed.
+
+    digits              1,797 images of 8×8 pixels, embedded (UCI optical digits, CC BY 4.0)
+    a folder            IDX files named as MNIST's, gzipped or not; its own test set is kept
+    FILE.npz            arrays x (n, …) and y (n,) or (n, out)
+    FILE.csv            numbers, the target in the last column; a header line is skipped
+
+    Labels are integers 0 … K−1, or text. ``task`` settles what is not clear from y: integers and text mean
+    classification, other numbers regression. Raises ValueError or OSError for what cannot be used.
+    """
+    if task not in (None, *TASKS):
+        raise ValueError(f"task: expected one of {', '.join(TASKS)}, got {task!r}")
+    if str(source) == "digits":
+        with resources.as_file(resources.files("minimodel") / "data" / "digits.npz") as path:
+            return split(*_read_npz(path), seed=seed, task=task)
+    path = Path(source)
+    if path.is_dir():
+        return _load_idx(path, seed)
+    if not path.exists():
+        raise FileNotFoundError(f"data: no such file or folder: {path} (and it is not the embedded set 'digits')")
+    readers = {".npz": _read_npz, ".csv": _read_csv}
+    if path.suffix.lower() not in readers:
+        raise ValueError(f"data: expected 'digits', a folder of IDX files, .npz or .csv, got {path}")
+    return split(*readers[path.suffix.lower()](path), seed=seed, task=task)
+
+
+def split(
+    x: Any, y: Any, *, seed: int, test: float = 0.2, validation: float = 1 / 6, task: str | None = None
+) -> Splits:
+    """Shuffle the rows with the seed; set ``test`` of them aside, then ``validation`` of the rest."""
+    data, classes = _check(x, y, task)
+    order = random.permutation(random.key(seed), len(data.x))
+    held = round(test * len(order))
+    return _assemble(_take(data, order[held:]), _take(data, order[:held]), validation, classes)
+
+
+def _assemble(rest: Dataset, test: Dataset, validation: float, classes: tuple[str, ...] | None) -> Splits:
+    """``rest`` is in random order already."""
+    held = round(validation * len(rest.x))
+    parts = {"train": _take(rest, slice(held, None)), "validation": _take(rest, slice(held)), "test": test}
+    for name, part in parts.items():
+        if len(part.x) == 0:
+            raise ValueError(f"data: the {name} part is empty; {len(rest.x) + len(test.x)} rows are too few")
+    if test.y.ndim == 1 and (absent := sorted(set(range(int(max(rest.y.max(), test.y.max())) + 1)) - {*parts["train"].y})):
+        raise ValueError(f"y: no row of the train part has label {absent[0]}; each class needs more rows")
+    return Splits(**parts, normalization=fit_normalization(parts["train"].x), classes=classes)
+
+
+def _take(data: Dataset, rows: Any) -> Dataset:
+    return Dataset(data.x[rows], data.y[rows])
+
+
+def _check(x: Any, y: Any, task: str | None = None) -> tuple[Dataset, tuple[str, ...] | None]:
+    """Refuse what no algorithm could learn from; x as (n, features) and y as labels or targets."""
+    x = check_x(x)
+    y, classes = _check_y(np.asarray(y), task)
+    if len(x) != len(y):
+        raise ValueError(f"x and y: expected as many rows in both, got {len(x)} and {len(y)}")
+    return Dataset(x, y), classes
+
+
+def check_x(x: Any) -> np.ndarray:
+    """x as finite (n, features), uint8 or float32."""
+    x = np.asarray(x)
+    if x.ndim < 2 or x.size == 0 or x.dtype.kind not in "uifb":
+        raise ValueError(f"x: expected a non-empty numeric array (n, features), got {x.dtype} of shape {x.shape}")
+    x = x.reshape(len(x), -1)
+    if x.dtype == np.uint8:
+        return x
+    with np.errstate(over="ignore"):
+        x = x.astype(np.float32)
+    if not np.isfinite(x).all():
+        row, column = np.argwhere(~np.isfinite(x))[0]
+        raise ValueError(f"x: NaN, infinite or beyond float32 at row {row}, column {column} (from 0); remove or fill it")
+    return x
+
+
+def _check_y(y: np.ndarray, task: str | None) -> tuple[np.ndarray, tuple[str, ...] | None]:
+    """int32 labels 0 … K−1 with the names of text labels, or finite float32 targets (n, out)."""
+    text = y.dtype.kind in "US"
+    if y.size == 0 or y.dtype.kind not in "uifbUS" or y.ndim > 2:
+        raise ValueError(f"y: expected numbers or text of shape (n,) or (n, out), got {y.dtype} of shape {y.shape}")
+    if task == "regression" and text:
+        raise ValueError("y: regression needs numbers, got text")
+    if task == "regression" or (task is None and (y.dtype.kind == "f" or y.ndim == 2)) and not text:
+        targets = y.reshape(len(y), -1).astype(np.float32)
+        if not np.isfinite(targets).all():
+            raise ValueError(f"y: NaN or infinite at row {np.argwhere(~np.isfinite(targets))[0][0]} (from 0)")
+        return targets, None
+    if y.ndim != 1:
+        raise ValueError(f"y: expected one label a row, shape (n,), got {y.shape}")
+    if text:
+        names, labels = np.unique(y, return_inverse=True)
+        return labels.astype(np.int32), tuple(str(name) for name in names)
+    return _check_labels(y), None
+
+
+def _check_labels(y: np.ndarray) -> np.ndarray:
+    """Integers 0 … K−1, each present."""
+    with np.errstate(invalid="ignore"):
+        labels = y.astype(np.int64)
+    if not (labels == y).all():
+        raise ValueError(f"y: labels must be whole numbers, got {y[labels != y][0]}")
+    distinct = np.unique(labels)
+    if len(distinct) < 2 or distinct[0] != 0 or distinct[-1] != len(distinct) - 1:
+        wrong = distinct[distinct != np.arange(len(distinct))]
+        odd = wrong[-1] if len(wrong) else distinct[-1]
+        raise ValueError(
+            f"y: label {odd} is out of range: {len(distinct)} classes must be labelled 0 … K−1, at least two and "
+            "without gaps; renumber them, give them as text, or ask for task 'regression'"
+        )
+    return labels.astype(np.int32)
+
+
+def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return archive["x"], archive["y"]
+    except KeyError as error:
+        raise ValueError(f"{path}: expected arrays named x and y: {error.args[0]}") from error
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
+        raise ValueError(f"{path}: not a readable .npz of plain arrays ({error})") from error
+
+
+def _read_csv(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Features and the last column; the first line is a header if none of its features is a number."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            lines = [(i, row) for i, row in enumerate(csv.reader(file), 1) if row]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: not a readable CSV file ({error})") from error
+    if lines and not any(_number(cell) is not None for cell in lines[0][1][:-1]):
+        lines = lines[1:]
+    if not lines or len(lines[0][1]) < 2:
+        raise ValueError(f"{path}: expected lines of at least one feature and a target, got none")
+    width = len(lines[0][1])
+    features = np.empty((len(lines), width - 1), np.float64)
+    for row, (number, cells) in enumerate(lines):
+        values = [_number(cell) for cell in cells[:-1]]
+        if len(cells) != width or None in values:
+            fault = f"{len(cells)} cells, expected {width}" if len(cells) != width else "a feature that is no number"
+            raise ValueError(f"{path}, line {number}: {fault}")
+        features[row] = values
+    return features, _target_column([cells[-1].strip() for _, cells in lines])
+
+
+def _number(cell: str) -> float | None:
+    try:
+        return float(cell)
+    except ValueError:
+        return None
+
+
+def _target_column(cells: list[str]) -> np.ndarray:
+    """Whole numbers as integers, other numbers as floats, anything else as text."""
+    numbers = [_number(cell) for cell in cells]
+    if None in numbers:
+        return np.asarray(cells)
+    whole = all(cell.lstrip("+-").isdigit() for cell in cells)
+    return np.asarray(numbers, dtype=np.int64 if whole else np.float64)
+
+
+def _load_idx(folder: Path, seed: int) -> Splits:
+    """MNIST's four files; a validation part is taken from the training rows at random."""
+    parts = []
+    for stem in ("train", "t10k"):
+        x, y = (_read_idx(_find(folder, f"{stem}-{what}")) for what in ("images", "labels"))
+        parts.append(Dataset(check_x(x), _check_idx_labels(y, folder, stem)))
+        if len(x) != len(y):
+            raise ValueError(f"{folder}: {stem} has {len(x)} images but {len(y)} labels")
+    rest, test = parts
+    if rest.x.shape[1] != test.x.shape[1] or test.y.max() > rest.y.max():
+        raise ValueError(
+            f"{folder}: the test set does not fit the training set: {test.x.shape[1]} against {rest.x.shape[1]} "
+            f"features, highest label {test.y.max()} against {rest.y.max()}"
+        )
+    order = random.permutation(random.key(seed), len(rest.x))
+    return _assemble(_take(rest, order), test, 1 / 6, None)
+
+
+def _check_idx_labels(y: np.ndarray, folder: Path, stem: str) -> np.ndarray:
+    if y.ndim != 1 or y.dtype.kind not in "ui":
+        raise ValueError(f"{folder}: {stem}-labels: expected one integer a row, got {y.dtype} of shape {y.shape}")
+    return _check_labels(y) if stem == "train" else y.astype(np.int32)
+
+
+def _find(folder: Path, stem: str) -> Path:
+    found = sorted(path for path in folder.iterdir() if path.name.startswith(stem))
+    if not found:
+        raise FileNotFoundError(f"{folder}: no IDX file {stem}-… (gzipped or not)")
+    return found[0]
+
+
+def _read_idx(path: Path) -> np.ndarray:
+    """Two zero bytes, the type, the number of axes, their lengths as big-endian int32, the values."""
+    try:
+        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"{path}: damaged or truncated gzip file ({error})") from error
+    start = 4 + 4 * raw[3] if len(raw) > 3 else 4
+    if len(raw) < start or raw[:2] != b"\0\0" or raw[2] not in IDX_TYPES:
+        raise ValueError(f"{path}: not an IDX file")
+    shape = tuple(int(n) for n in np.frombuffer(raw[4:start], ">u4"))
+    dtype = np.dtype(IDX_TYPES[raw[2]])
+    if len(raw) - start != prod(shape) * dtype.itemsize:
+        raise ValueError(
+            f"{path}: truncated or damaged: expected {prod(shape) * dtype.itemsize} bytes of {shape}, got {len(raw) - start}"
+        )
+    return np.frombuffer(raw, dtype, offset=start).reshape(shape).astype(dtype.newbyteorder("="))

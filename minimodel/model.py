@@ -1,0 +1,186 @@
+"""Model: what every algorithm returns, and all that is needed to use a network elsewhere."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from math import prod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minimodel import datasets, losses, packing, storage, tree
+from minimodel.datasets import Dataset, Normalization, Splits
+from minimodel.losses import Loss
+from minimodel.network import Network, Params
+from minimodel.problem import Masks, check_data
+from minimodel.qarray import QArray
+
+ROWS = 4096  # rows in one go: activations stay small whatever the size of the data
+MAX_PARAMETERS = 2**27  # in a file: what a damaged or hostile header could ask for
+
+
+class Evaluation(NamedTuple):
+    """The loss, and the accuracy (classification) or the R² (regression); arrays over a population."""
+
+    loss: Any
+    accuracy: Any = None
+    r2: Any = None
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A network with its parameters on the host, and what is known of them.
+
+    params          as the network uses them: pruned weights are 0, quantized ones are s·(q − z)
+    normalization   applied to every x before the network sees it
+    classes         names of the labels 0, 1, …, if they are not plain numbers
+    masks           what pruning kept, one array of bool per weight
+    quantized       the integers of each weight, of ``bits`` bits
+    history         what the run recorded: loss and learning_rate by step, validation_loss by epoch or generation;
+                    not saved
+    """
+
+    network: Network
+    params: Params
+    loss: Loss
+    normalization: Normalization | None = None
+    classes: tuple[str, ...] | None = None
+    masks: Masks | None = None
+    quantized: tuple[QArray, ...] | None = None
+    bits: int | None = None
+    history: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, network: Network, loss: Loss, data: Splits, run: Any) -> "Model":
+        """The model of a finished run on data."""
+        return cls(network, run.params, loss, data.normalization, data.classes, run.masks, history=run.history)
+
+    @property
+    def population(self) -> int | None:
+        """How many networks this is, or None for one without the axis."""
+        bias = self.params[0].bias
+        return bias.shape[0] if bias.ndim > 1 else None
+
+    @property
+    def nonzero(self) -> int:
+        """How many parameters, weights and biases, are not 0."""
+        return sum(int(np.count_nonzero(leaf)) for leaf in tree.leaves(self.params))
+
+    @property
+    def nbytes(self) -> int:
+        """The size of the file that ``save`` writes."""
+        return len(self.dumps())
+
+    def member(self, i: int) -> "Model":
+        """Network number i of a population, as a model of its own."""
+        if self.population is None:
+            raise ValueError("member: this model is one network, not a population")
+
+        def pick(values: Any) -> Any:
+            return tree.map(lambda leaf: leaf[i], values)
+
+        masks = self.masks and tuple(mask[i] if mask.ndim > 2 else mask for mask in self.masks)
+        history = {name: log[:, i] if log.ndim > 1 else log for name, log in self.history.items()}
+        return replace(self, params=pick(self.params), masks=masks, quantized=pick(self.quantized), history=history)
+
+    def outputs(self, x: Any) -> np.ndarray:
+        """The network's raw outputs (*population, n, out) for raw inputs (n, features)."""
+        x = datasets.check_x(x)
+        parts = [self._outputs(x[start : start + ROWS]) for start in range(0, len(x), ROWS)]
+        return np.concatenate(parts, axis=-2)
+
+    def predict(self, x: Any) -> np.ndarray:
+        """The predicted labels, named where the classes have names, or the predicted targets."""
+        decided = self.loss.decide(self.outputs(x))
+        return np.asarray(self.classes)[decided] if self.classes and self.loss.labels else decided
+
+    def evaluate(self, data: Dataset) -> Evaluation:
+        """The loss and the accuracy or R² on a data set, normalised as the training data were."""
+        x, y = check_data(self.network, self.loss, data)
+        z = self.outputs(x)
+        loss, decided = self.loss.value(z, y), self.loss.decide(z)
+        if self.loss.labels or self.loss is losses.binary_cross_entropy:
+            hits = np.asarray(decided == (y if self.loss.labels else y > 0.5))
+            return Evaluation(loss, hits.mean(axis=-1 if self.loss.labels else (-2, -1), dtype=np.float64))
+        spread = np.square(y - y.mean(axis=0)).sum(dtype=np.float64)
+        missed = np.square(z - y).sum(axis=(-2, -1), dtype=np.float64)
+        return Evaluation(loss, r2=1 - missed / spread if spread > 0 else None)
+
+    def save(self, path: str | Path) -> None:
+        """Write the model to one file; ``load`` gives back the same numbers."""
+        storage.write(path, self.dumps())
+
+    def dumps(self) -> bytes:
+        """The bytes of the file."""
+        header = {
+            "layer_sizes": self.network.layer_sizes,
+            "activation": self.network.activation,
+            "initializer": self.network.initializer,
+            "loss": [self.loss.name, dict(self.loss.config)],
+            "classes": self.classes,
+            "population": self.population,
+            "bits": self.bits,
+        }
+        tensors = {} if self.normalization is None else self.normalization._asdict()
+        for i, pieces in enumerate(self._layers()):
+            tensors |= {f"{i}.{name}": tensor for name, tensor in packing.pack_layer(*pieces, self.bits).items()}
+        return storage.dumps({key: value for key, value in header.items() if value is not None}, tensors)
+
+    def _layers(self) -> Iterator[tuple[Any, Any, Any]]:
+        nothing = (None,) * len(self.params)
+        masks = nothing if self.masks is None else tuple(
+            np.broadcast_to(mask, layer.weight.shape) for mask, layer in zip(self.masks, self.params, strict=True)
+        )
+        return zip(self.params, masks, self.quantized or nothing, strict=True)
+
+    def _outputs(self, x: np.ndarray) -> np.ndarray:
+        return np.asarray(self.network.apply(self.params, self.normalization(x) if self.normalization else x.astype("f4")))
+
+
+def load(path: str | Path) -> Model:
+    """The model in a file. Raises ValueError for a file that is damaged or not a model, OSError if there is none."""
+    return loads(Path(path).read_bytes(), str(path))
+
+
+def loads(raw: bytes, name: str = "model") -> Model:
+    """The model in the bytes of a file."""
+    header, tensors = storage.loads(raw, name)
+    try:
+        return _decode(header, tensors)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise ValueError(f"{name}: not a valid model: {error}") from error
+
+
+def _decode(header: dict[str, Any], tensors: dict[str, np.ndarray]) -> Model:
+    network = Network(tuple(header["layer_sizes"]), header["activation"], header["initializer"])
+    population, bits = header.get("population"), header.get("bits")
+    if network.parameters * (population or 1) > MAX_PARAMETERS:
+        raise ValueError(f"{network.parameters} parameters; at most {MAX_PARAMETERS} are read")
+    layers, used = [], {"shift", "scale"} & set(tensors)
+    for i, shape in enumerate(network.shapes):
+        own = {key.partition(".")[2]: tensor for key, tensor in tensors.items() if key.startswith(f"{i}.")}
+        layers.append(packing.unpack_layer(own, (population, *shape) if population else shape, bits))
+        used |= {f"{i}.{key}" for key in own}
+    if used != set(tensors):
+        raise ValueError(f"unexpected tensors {sorted(set(tensors) - used)}")
+    params, masks, quantized = zip(*layers, strict=True)
+    name, config = header["loss"]
+    return Model(
+        network,
+        tuple(params),
+        losses.get(name, **config),
+        _normalization(tensors, network),
+        tuple(map(str, header["classes"])) if "classes" in header else None,
+        None if None in masks else masks,
+        quantized if bits else None,
+        bits,
+    )
+
+
+def _normalization(tensors: dict[str, np.ndarray], network: Network) -> Normalization | None:
+    if "shift" not in tensors:
+        return None
+    found = Normalization(tensors["shift"], tensors["scale"])
+    if any(part.shape not in ((1,), network.layer_sizes[:1]) or not np.isfinite(part).all() for part in found):
+        raise ValueError("the normalization does not fit the network")
+    return found

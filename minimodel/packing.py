@@ -1,0 +1,103 @@
+"""Layers as few bytes: masks at a bit a weight, integers at their bits, only what is kept, all deflated."""
+
+import zlib
+from math import prod
+
+import numpy as np
+
+from minimodel.network import Layer
+from minimodel.qarray import MAX_BITS, QArray, dequantize
+
+Tensors = dict[str, np.ndarray]
+
+
+def pack_layer(layer: Layer, mask: np.ndarray | None, q: QArray | None, bits: int | None) -> Tensors:
+    """bias, and of the weights: the mask if there is one, then the kept values as float32 or packed integers."""
+    tensors = {"bias": layer.bias}
+    if mask is not None:
+        tensors["mask"] = _deflate(np.packbits(mask))
+    kept = slice(None) if mask is None else np.broadcast_to(mask, layer.weight.shape)
+    if q is None or bits is None:
+        tensors["weight"] = layer.weight if mask is None else layer.weight[kept]
+    else:
+        tensors["values"] = _deflate(pack_integers(q.values[kept], bits))
+        tensors["scale"] = q.scale
+        if q.zero_point.any():
+            tensors["zero_point"] = q.zero_point
+    return tensors
+
+
+def unpack_layer(
+    tensors: Tensors, shape: tuple[int, ...], bits: int | None
+) -> tuple[Layer, np.ndarray | None, QArray | None]:
+    """The layer whose weight has ``shape``, its mask, its integers. ValueError where the tensors do not fit."""
+    mask = None
+    if "mask" in tensors:
+        flags = np.unpackbits(_inflate(tensors["mask"], -(-prod(shape) // 8)), count=prod(shape))
+        mask = flags.astype(bool).reshape(shape)
+    kept = prod(shape) if mask is None else int(mask.sum())
+    bias = _expect(tensors, "bias", np.float32, (*shape[:-2], shape[-1]))
+    if bits is None:
+        weight = _expand(_expect(tensors, "weight", np.float32, shape if mask is None else (kept,)), mask, shape, 0)
+        return Layer(weight, bias), mask, None
+    scale = _expect_scale(tensors["scale"], shape)
+    zero_point = tensors.get("zero_point", np.zeros(scale.shape, np.int8))
+    if zero_point.shape != scale.shape or zero_point.dtype != np.int8:
+        raise ValueError(f"zero_point: expected int8 {scale.shape}, got {zero_point.dtype} {zero_point.shape}")
+    packed = _inflate(tensors["values"], -(-kept * bits // 8))
+    filled = np.broadcast_to(zero_point, shape)  # the integer of a pruned weight
+    q = QArray(_expand(unpack_integers(packed, bits, kept), mask, shape, filled), scale, zero_point)
+    return Layer(dequantize(q), bias), mask, q
+
+
+def _expand(values: np.ndarray, mask: np.ndarray | None, shape: tuple[int, ...], fill: int | np.ndarray) -> np.ndarray:
+    """The kept values in their places, ``fill`` elsewhere."""
+    if mask is None:
+        return values.reshape(shape)
+    full = np.empty(shape, values.dtype)
+    full[...] = fill
+    full[mask] = values
+    return full
+
+
+def pack_integers(values: np.ndarray, bits: int) -> np.ndarray:
+    """int8 values of ``bits`` bits, most significant first, without gaps."""
+    codes = (values.reshape(-1).astype(np.int16) + 2 ** (bits - 1)).astype(np.uint8)
+    return np.packbits(np.unpackbits(codes[:, None], axis=1)[:, MAX_BITS - bits :])
+
+
+def unpack_integers(packed: np.ndarray, bits: int, count: int) -> np.ndarray:
+    """The inverse of ``pack_integers``."""
+    rows = np.unpackbits(packed, count=count * bits).reshape(count, bits)
+    codes = np.packbits(np.pad(rows, ((0, 0), (MAX_BITS - bits, 0))), axis=1)[:, 0]
+    return (codes.astype(np.int16) - 2 ** (bits - 1)).astype(np.int8)
+
+
+def _deflate(raw: np.ndarray) -> np.ndarray:
+    return np.frombuffer(zlib.compress(raw.tobytes(), 9), np.uint8)
+
+
+def _inflate(deflated: np.ndarray, size: int) -> np.ndarray:
+    """Exactly ``size`` bytes, never more: a file cannot ask for memory that its shapes do not."""
+    inflater = zlib.decompressobj()
+    try:
+        raw = inflater.decompress(deflated.tobytes(), size + 1)
+    except zlib.error as error:
+        raise ValueError(f"a packed tensor cannot be unpacked ({error})") from error
+    if len(raw) != size or (size > 0 and not inflater.eof):
+        raise ValueError(f"a packed tensor holds {len(raw)} bytes or more, expected {size}")
+    return np.frombuffer(raw, np.uint8)
+
+
+def _expect(tensors: Tensors, name: str, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
+    tensor = tensors[name]
+    if tensor.dtype != dtype or tensor.shape != shape or not np.isfinite(tensor).all():
+        raise ValueError(f"{name}: expected finite {np.dtype(dtype)} {shape}, got {tensor.dtype} {tensor.shape}")
+    return tensor
+
+
+def _expect_scale(scale: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    allowed = {(*shape[:-2], 1, 1), (*shape[:-2], 1, shape[-1])}
+    if scale.dtype != np.float32 or scale.shape not in allowed or not (np.isfinite(scale) & (scale > 0)).all():
+        raise ValueError(f"scale: expected positive float32 of one of the shapes {allowed}, got {scale.shape}")
+    return scale

@@ -1,0 +1,132 @@
+"""A network, data and a loss that fit each other, on a backend: what every algorithm starts from."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minimodel import losses, random, tree
+from minimodel.backends import Backend
+from minimodel.datasets import Dataset, Normalization, Splits
+from minimodel.losses import Loss
+from minimodel.network import Layer, Network, Params
+from minimodel.tree import Array, Tree
+
+Pair = tuple[Array, Array]  # inputs and targets
+Masks = tuple[np.ndarray, ...]  # one array of bool per weight: what is kept
+
+
+class Problem(NamedTuple):
+    """A network, a loss, and (x, y) of the train and the validation part on a backend."""
+
+    backend: Backend
+    network: Network
+    loss: Loss
+    train: Pair
+    validation: Pair
+
+
+class DivergedError(RuntimeError):
+    """A run whose loss left the finite numbers.
+
+    step               the step at which it did, from 0
+    last_finite_loss   the training loss before
+    model              the best model up to there, finite
+    """
+
+    def __init__(self, algorithm: str, step: int, last_finite_loss: float, model: Any) -> None:
+        super().__init__(
+            f"{algorithm} diverged at step {step}; the last finite loss was {last_finite_loss:.6g}. "
+            "Lower the learning rate, or check the scale of the data; the error's .model is the best one before"
+        )
+        self.step, self.last_finite_loss, self.model = step, last_finite_loss, model
+
+
+def prepare(
+    network: Network, data: Splits, loss: str | Loss | None, normalization: Normalization | None, backend: Backend
+) -> Problem:
+    """Check that the data fit the network and the loss, normalise them, move them to the backend.
+
+    Without a loss, labels mean softmax cross-entropy and other targets the mean squared error.
+    """
+    if loss is None:
+        loss = "softmax_cross_entropy" if data.train.y.ndim == 1 else "mean_squared_error"
+    loss = losses.get(loss)
+    parts = []
+    for name in ("train", "validation"):
+        x, y = check_data(network, loss, getattr(data, name), name)
+        x = normalization(x) if normalization else x
+        parts.append((backend.asarray(x, backend.xp.float32), backend.asarray(y)))
+    return Problem(backend, network, loss, *parts)
+
+
+def check_data(network: Network, loss: Loss, data: Dataset, name: str = "data") -> Dataset:
+    """The data with targets as the loss takes them; ValueError where something does not fit."""
+    x, y = np.asarray(data.x), np.asarray(data.y)
+    inputs, outputs = network.layer_sizes[0], network.layer_sizes[-1]
+    if x.ndim != 2 or x.shape[1] != inputs:
+        raise ValueError(f"{name}.x: the network takes (n, {inputs}), got {x.shape}")
+    if len(x) == 0 or len(x) != len(y):
+        raise ValueError(f"{name}: expected x and y of one length of at least 1, got {len(x)} and {len(y)}")
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        raise ValueError(f"{name}: x or y holds NaN or infinity; remove or fill it")
+    if not loss.labels:
+        y = (y[:, None] if y.ndim == 1 else y).astype(np.float32)
+        if y.shape[1:] != (outputs,):
+            raise ValueError(f"{name}.y: {loss.name} and the network expect (n, {outputs}), got {np.shape(data.y)}")
+    elif y.ndim != 1 or y.dtype.kind not in "iu" or y.min() < 0 or y.max() >= outputs:
+        what = f"{y.dtype} of shape {y.shape}" + (f" from {y.min()} to {y.max()}" if y.dtype.kind in "iu" else "")
+        raise ValueError(f"{name}.y: {loss.name} expects integer labels (n,) from 0 to {outputs - 1}, got {what}")
+    else:
+        y = y.astype(np.int32)
+    return Dataset(x, y)
+
+
+def run_keys(seed: Any, population: int | None) -> np.ndarray:
+    """The key of the seed; with a population, member i has the key of seed + i."""
+    if isinstance(seed, bool) or not hasattr(seed, "__index__"):
+        raise ValueError(f"seed: expected an integer from 0 to 2^64 − 1, got {seed!r}")
+    if population is None:
+        return random.key(int(seed))
+    if not hasattr(population, "__index__") or population < 1:
+        raise ValueError(f"population: expected a positive integer or None, got {population!r}")
+    return random.key([int(seed) + i for i in range(population)])
+
+
+def over_population(values: Tree, population: int | None) -> Tree:
+    """Arrays of one network repeated along a leading axis; those of a population as they are."""
+    if population is None or values[0].bias.ndim > 1:
+        return values
+    return tree.map(lambda leaf: np.repeat(np.asarray(leaf)[None], population, axis=0), values)
+
+
+def check_masks(network: Network, masks: Any) -> Masks:
+    """One array of 0 and 1 (or bool) per weight, on the host."""
+    arrays = tuple(np.asarray(mask) for mask in masks)
+    found = tuple(mask.shape[-2:] for mask in arrays)
+    if found != network.shapes or any(((mask != 0) & (mask != 1)).any() for mask in arrays):
+        raise ValueError(f"masks: expected arrays of 0 and 1 of shapes {network.shapes}, got shapes {found}")
+    return tuple(mask.astype(bool) for mask in arrays)
+
+
+def masked(values: Tree, masks: tuple[Array, ...] | None) -> Tree:
+    """Every ``Params`` within the tree (parameters, gradients, optimizer state) with its weights times the masks."""
+    if masks is None or not isinstance(values, tuple):
+        return values
+    if values and isinstance(values[0], Layer):
+        return tuple(Layer(layer.weight * mask, layer.bias) for layer, mask in zip(values, masks, strict=True))
+    return type(values)(*(masked(value, masks) for value in values))
+
+
+def to_backend(backend: Backend, values: Tree) -> Tree:
+    """A float32 copy of every leaf on the backend."""
+    return tree.map(lambda leaf: backend.asarray(leaf, backend.xp.float32), values)
+
+
+def check_params(network: Network, params: Params) -> None:
+    """Refuse parameters that do not fit or are not finite."""
+    shapes = tuple(tuple(layer.weight.shape[-2:]) for layer in params)
+    biases = tuple(layer.bias.shape[-1] for layer in params)
+    if shapes != network.shapes or biases != network.layer_sizes[1:]:
+        raise ValueError(f"params: expected weights of shapes {network.shapes}, got {shapes}")
+    if not all(np.isfinite(np.asarray(leaf)).all() for leaf in tree.leaves(params)):
+        raise ValueError("params: NaN or infinity among the parameters")
