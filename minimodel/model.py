@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minimodel import datasets, losses, packing, storage, tree
-from minimodel.datasets import Dataset, Normalization, Splits
+from minimodel.datasets import Dataset, Normalization
 from minimodel.losses import Loss
 from minimodel.network import Network, Params
 from minimodel.problem import Masks, check_data
@@ -49,11 +49,6 @@ class Model:
     quantized: tuple[QArray, ...] | None = None
     bits: int | None = None
     history: dict[str, np.ndarray] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, network: Network, loss: Loss, data: Splits, run: Any) -> "Model":
-        """The model of a finished run on data."""
-        return cls(network, run.params, loss, data.normalization, data.classes, run.masks, history=run.history)
 
     @property
     def population(self) -> int | None:
@@ -171,7 +166,7 @@ def _decode(header: dict[str, Any], tensors: dict[str, np.ndarray]) -> Model:
         losses.get(name, **config),
         _normalization(tensors, network),
         tuple(map(str, header["classes"])) if "classes" in header else None,
-        None if None in masks else masks,
+        None if any(mask is None for mask in masks) else masks,
         quantized if bits else None,
         bits,
     )

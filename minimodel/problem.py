@@ -1,5 +1,6 @@
 """A network, data and a loss that fit each other, on a backend: what every algorithm starts from."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ from minimodel.losses import Loss
 from minimodel.network import Layer, Network, Params
 from minimodel.tree import Array, Tree
 
+Callback = Callable[[int, int, float], None]  # steps done, steps in all, the loss being watched
 Pair = tuple[Array, Array]  # inputs and targets
 Masks = tuple[np.ndarray, ...]  # one array of bool per weight: what is kept
 

@@ -1,6 +1,7 @@
 """Gradient descent: θ ← θ − η ∇J(θ) on mini-batches redrawn each epoch, the best on validation kept."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ from minimodel.losses import Loss
 from minimodel.model import Model
 from minimodel.network import Network, Params
 from minimodel.problem import (
+    Callback,
     DivergedError,
     Masks,
     Pair,
@@ -29,7 +31,6 @@ from minimodel.search import optimizers, schedules
 from minimodel.search.optimizers import Optimizer, Rule
 from minimodel.tree import Array, Tree, align
 
-Callback = Callable[[int, int, float], None]  # epochs done, epochs in all, validation loss
 INIT, ORDER = 0, 1  # what the run's key is folded with: initial parameters, order of the rows
 
 
@@ -130,11 +131,13 @@ def gradient_descent(
         masks=masks and check_masks(network, masks),
         callback=callback,
     )
-    return finished("gradient_descent", run, Model.of(network, problem.loss, data, run))
+    model = Model(network, run.params, problem.loss, data.normalization, data.classes)
+    return finished("gradient_descent", run, model)
 
 
 def finished(algorithm: str, run: Fit, model: Model) -> Model:
-    """The model, or DivergedError with it."""
+    """The model with what the run found, or DivergedError with it."""
+    model = replace(model, params=run.params, masks=run.masks, history=run.history)
     if run.diverged_at is None:
         return model
     finite = run.history["loss"][np.isfinite(run.history["loss"])]

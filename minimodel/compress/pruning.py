@@ -1,0 +1,147 @@
+"""Weight pruning: w ← 0 where |w| < τ, then retrain what is left."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from minimodel.backends import Backend, load
+from minimodel.compress import scores
+from minimodel.datasets import Splits
+from minimodel.model import Model
+from minimodel.network import Network, Params
+from minimodel.problem import Callback, Masks, prepare, run_keys, to_backend
+from minimodel.search import optimizers, schedules
+from minimodel.search.gradient_descent import finished, fit
+from minimodel.search.optimizers import Optimizer
+from minimodel.tree import Array
+
+SCOPES = ("global", "layer")
+RAMP = 0.5  # the part of the epochs in which gradual pruning reaches its sparsity; the rest is retraining
+
+
+def prune(
+    model: Model,
+    data: Splits,
+    *,
+    seed: int,
+    sparsity: float | Sequence[float] | None = None,
+    threshold: float | None = None,
+    count: int | Sequence[int] | None = None,
+    scope: str = "global",
+    gradual: bool = False,
+    backend: str | Backend = "numpy",
+    optimizer: Optimizer | None = None,
+    epochs: int = 10,
+    batch_size: int = 32,
+    callback: Callback | None = None,
+) -> Model:
+    """Remove the weights of least magnitude and retrain the others; biases are never pruned.
+
+    Give one of
+        sparsity    the fraction to remove; of n weights, n − round(sparsity·n) are kept, ties going to the first
+        count       how many to remove
+        threshold   remove where |w| < threshold
+    A model that is pruned already stays so: its zeros count among those to remove.
+
+    scope      "global": sparsity and count are of all weights together; "layer": of each layer, and may be a
+               sequence with one number a layer
+    gradual    reach the sparsity over the first half of the epochs, s(t) = s·(1 − (1 − t)³), not at once
+               (Zhu, Gupta: To prune, or not to prune, 2017); not with a threshold
+    optimizer  of the retraining, by default ``adam(cosine(1e-3))``; epochs=0 only prunes
+
+    The masks are enforced on the weights and on the optimizer's state. Raises ValueError for input that does not fit.
+    """
+    backend = load(backend)
+    if sum(given is not None for given in (sparsity, threshold, count)) != 1:
+        raise ValueError(f"give one of sparsity, threshold, count; got {sparsity}, {threshold}, {count}")
+    if gradual and (threshold is not None or epochs < 1):
+        raise ValueError("gradual: needs a sparsity or a count, and at least 1 epoch")
+    removed = to_remove(model.network, sparsity, count, scope)
+    least = 0.0 if threshold is None else in_range("threshold", threshold, np.inf)
+    problem = prepare(model.network, data, model.loss, model.normalization, backend)
+    old = model.masks and to_backend(backend, model.masks)
+
+    def choose(params: Params, part: float = 1.0) -> Masks:
+        found = scores.magnitude(params)
+        if old:  # what is pruned already ranks below all else
+            found = tuple(score - (1 - mask) for score, mask in zip(found, old, strict=True))
+        if threshold is None:
+            kept = keep_largest(found, [round(part * n) for n in removed], backend)
+        else:
+            kept = tuple(score >= least for score in found)
+        return backend.to_numpy(tuple(mask & (score >= 0) for mask, score in zip(kept, found, strict=True)))
+
+    ramp = round(RAMP * epochs)
+
+    def remask(epoch: int, params: Params) -> Masks | None:
+        """s(t) at t = (epoch + 1)/(ramp + 1); the masks of t = 1 stay."""
+        return choose(params, 1 - (1 - (epoch + 1) / (ramp + 1)) ** 3) if epoch <= ramp else None
+
+    run = fit(
+        problem,
+        keys=run_keys(seed, model.population),
+        params=model.params,
+        optimizer=optimizer or optimizers.adam(schedules.cosine(1e-3)),
+        epochs=epochs,
+        batch_size=batch_size,
+        masks=model.masks if gradual else choose(to_backend(backend, model.params)),
+        remask=remask if gradual else None,
+        callback=callback,
+    )
+    return finished("prune", run, replace(model, quantized=None, bits=None))
+
+
+def to_remove(network: Network, sparsity: Any, count: Any, scope: str) -> list[float]:
+    """How many weights go from each group: from all layers together, or from each layer."""
+    if scope not in SCOPES:
+        raise ValueError(f"scope: expected one of {', '.join(SCOPES)}, got {scope!r}")
+    sizes = [inputs * outputs for inputs, outputs in network.shapes]
+    groups = sizes if scope == "layer" else [sum(sizes)]
+    name, value = ("sparsity", sparsity) if count is None else ("count", count)
+    values = list(value) if isinstance(value, Sequence) else [value] * len(groups)
+    if len(values) != len(groups):
+        raise ValueError(f"{name}: expected one number or {len(groups)} of them, got {len(values)}")
+    if sparsity is not None:
+        return [in_range(name, part, 1) * size for part, size in zip(values, groups, strict=True)]
+    return [0 if n is None else in_range(name, n, size) for n, size in zip(values, groups, strict=True)]
+
+
+def in_range(name: str, value: Any, most: float) -> Any:
+    """The value, if it is a number from 0 to ``most``."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not 0 <= value <= most:
+        raise ValueError(f"{name}: expected a number from 0 to {most}, got {value!r}")
+    return value
+
+
+def keep_largest(found: tuple[Array, ...], removed: list[int], backend: Backend) -> tuple[Array, ...]:
+    """Masks of the scores (*population, in, out): all but ``removed`` of each group are kept, the largest.
+
+    One group is all layers together; otherwise each layer is one. Of equal scores the first in row-major order,
+    and of layers the earlier, are kept.
+    """
+    xp = backend.xp
+    flat = [xp.reshape(score, (*score.shape[:-2], -1)) for score in found]
+    groups = [xp.concat(flat, axis=-1)] if len(removed) == 1 else flat
+    select = backend.jit(largest, static=("backend",))
+    kept = [
+        select(group, backend.asarray(group.shape[-1] - n, xp.int32), backend=backend)
+        for group, n in zip(groups, removed, strict=True)
+    ]
+    together, masks, start = xp.concat(kept, axis=-1), [], 0
+    for score, row in zip(found, flat, strict=True):
+        masks.append(xp.reshape(together[..., start : start + row.shape[-1]], score.shape))
+        start += row.shape[-1]
+    return tuple(masks)
+
+
+def largest(scores: Array, k: Array, *, backend: Backend) -> Array:
+    """Which of the scores (…, n) are among the k largest: exactly k of each row, ties going to the first."""
+    xp = backend.xp
+    k = xp.broadcast_to(k, scores.shape[:-1])
+    bar = backend.kth_largest(scores, xp.maximum(k, xp.ones_like(k)))[..., None]
+    above, equal = scores > bar, scores == bar
+    room = k - xp.sum(xp.astype(above, xp.int32), axis=-1, dtype=xp.int32)
+    rank = xp.cumulative_sum(xp.astype(equal, xp.int32), axis=-1, dtype=xp.int32)
+    return (above & (k[..., None] > 0)) | (equal & (rank <= room[..., None]))

@@ -1,0 +1,133 @@
+"""Random search: θ ← argmin J over {θ, θ + ε₁, …, θ + ε_P}, a whole population evaluated at once."""
+
+from math import gcd
+from typing import NamedTuple
+
+import numpy as np
+
+from minimodel import random, tree
+from minimodel.backends import Backend, load
+from minimodel.datasets import Splits
+from minimodel.losses import Loss
+from minimodel.model import Model
+from minimodel.network import Network, Params
+from minimodel.problem import (
+    Callback,
+    DivergedError,
+    Pair,
+    check_params,
+    prepare,
+    run_keys,
+    to_backend,
+)
+from minimodel.search import strategies
+from minimodel.search.strategies import Plan, Strategy
+from minimodel.tree import Array, Tree
+
+INIT, DRAWS = 0, 1  # what the run's key is folded with: initial parameters, candidates
+GENERATIONS = 10  # in one program; between two of them the host looks and reports
+CACHED = 2**19  # floats: 2 MiB, the cache of one core
+
+
+class Static(NamedTuple):
+    """What a search program is compiled for."""
+
+    backend: Backend
+    network: Network
+    loss: Loss
+    plan: Plan
+    population: int
+
+
+def random_search(
+    network: Network,
+    data: Splits,
+    *,
+    seed: int,
+    backend: str | Backend = "numpy",
+    loss: str | Loss | None = None,
+    strategy: Strategy | None = None,
+    generations: int = 100,
+    population: int = 128,
+    rows: int | None = None,
+    params: Params | None = None,
+    callback: Callback | None = None,
+) -> Model:
+    """Search the parameters without gradients; the fitness is the loss on the training rows.
+
+    Each generation the strategy draws a population of candidates; the best candidate ever seen is kept, so the
+    fitness never gets worse. It starts from ``params``, or from ``network.init``, which counts as a candidate.
+
+    loss         a name from ``losses`` or a Loss; by default softmax cross-entropy for labels, else squared error
+    strategy     by default ``strategies.local()``
+    population   candidates of a generation
+    rows         evaluate on this many training rows, the same for all candidates; by default on all of them
+    callback     called now and then with (generations done, generations, best fitness)
+
+    Raises ValueError for input that does not fit, DivergedError when no candidate ever had a finite loss.
+    """
+    if generations < 0 or population < 1 or (rows is not None and rows < 1):
+        raise ValueError(
+            f"generations, population, rows: expected at least 0, 1 and 1, got {generations}, {population}, {rows}"
+        )
+    backend, key = load(backend), run_keys(seed, None)
+    problem = prepare(network, data, loss, data.normalization, backend)
+    strategy = strategy or strategies.local()
+    if params is None:
+        params = network.init(random.fold_in(key, INIT), backend=backend)
+    else:
+        check_params(network, params)
+    pair = (problem.train[0][:rows, ...], problem.train[1][:rows, ...])
+    static = Static(backend, network, problem.loss, strategy.plan, population)
+    config = to_backend(backend, strategy.config)
+    start = backend.jit(begin, static=("static",))
+    advance = backend.jit(search, static=("static",), donate=("state",))
+
+    state = start(to_backend(backend, params), pair, static=static)
+    history = []
+    draws = backend.asarray(random.fold_in(key, DRAWS))
+    for first in range(0, generations, GENERATIONS):
+        numbers = np.arange(first, min(first + GENERATIONS, generations), dtype=np.uint32)
+        state, fitness = advance(state, config, pair, draws, backend.asarray(numbers), static=static)
+        history.append(backend.to_numpy(fitness))
+        if callback:
+            callback(int(numbers[-1]) + 1, generations, float(history[-1][-1]))
+    best = backend.to_numpy(state)
+    log = {"loss": np.concatenate(history) if history else np.empty(0, np.float32)}
+    model = Model(network, best.params, problem.loss, data.normalization, data.classes, history=log)
+    if not np.isfinite(best.fitness):
+        raise DivergedError("random_search", 0, float("nan"), model)
+    return model
+
+
+def begin(params: Params, pair: Pair, *, static: Static) -> Tree:
+    """The strategy's state at the starting parameters."""
+    return static.plan.init(params, static.loss.value(static.network.apply(params, pair[0]), pair[1]))
+
+
+def search(
+    state: Tree, config: Tree, pair: Pair, key: Array, numbers: Array, *, static: Static
+) -> tuple[Tree, Array]:
+    """The generations of these numbers; the best fitness after each."""
+    xp, plan = static.backend.xp, static.plan
+    chunk = chunk_size(static, len(pair[0]))
+
+    def generation(state: Tree, number: Array) -> tuple[Tree, Array]:
+        def evaluate(carry: None, keys: Array) -> tuple[None, tuple[Params, Array]]:
+            candidates = plan.ask(config, state, keys, static.backend)
+            return None, (candidates, static.loss.value(static.network.apply(candidates, pair[0]), pair[1]))
+
+        keys = random.fold_in(random.fold_in(key, number), xp.arange(static.population, dtype=xp.uint32))
+        found = static.backend.scan(evaluate, None, xp.reshape(keys, (-1, chunk, 2)))[1]
+        candidates, fitness = tree.map(lambda leaf: xp.reshape(leaf, (-1, *leaf.shape[2:])), found)
+        state = plan.tell(config, state, candidates, fitness)
+        return state, state.fitness
+
+    return static.backend.scan(generation, state, numbers)
+
+
+def chunk_size(static: Static, rows: int) -> int:
+    """How many candidates to draw and evaluate at once: a power of two that divides the population and whose
+    parameters and activations stay in the cache."""
+    floats = max(rows * max(static.network.layer_sizes[1:]), static.network.parameters)
+    return gcd(static.population, 2 ** max(0, (CACHED // floats).bit_length() - 1))
