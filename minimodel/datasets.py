@@ -38,6 +38,10 @@ class Normalization(NamedTuple):
         x *= self.scale
         return x
 
+    def inverse(self, x: np.ndarray) -> np.ndarray:
+        """x/scale + shift"""
+        return x / self.scale + self.shift
+
 
 def fit_normalization(x: np.ndarray) -> Normalization:
     """Zero mean and unit variance: per feature, or one shift and scale for all where x holds uint8 pixels.
@@ -54,7 +58,8 @@ def fit_normalization(x: np.ndarray) -> Normalization:
 class Splits:
     """What algorithms learn from (train), choose by (validation) and only report (test).
 
-    normalization   fitted on train only; None leaves x as it is
+    normalization   of x, fitted on train only; None leaves x as it is
+    targets         of y in regression, fitted on train only; predictions are turned back into y's units
     classes         the names of the labels 0, 1, …, or None for regression and for plain numbers
     """
 
@@ -62,6 +67,7 @@ class Splits:
     validation: Dataset
     test: Dataset
     normalization: Normalization | None = None
+    targets: Normalization | None = None
     classes: tuple[str, ...] | None = None
 
     @property
@@ -115,9 +121,13 @@ def _assemble(rest: Dataset, test: Dataset, validation: float, classes: tuple[st
     for name, part in parts.items():
         if len(part.x) == 0:
             raise ValueError(f"data: the {name} part is empty; {len(rest.x) + len(test.x)} rows are too few")
-    if test.y.ndim == 1 and (absent := sorted(set(range(int(max(rest.y.max(), test.y.max())) + 1)) - {*parts["train"].y})):
-        raise ValueError(f"y: no row of the train part has label {absent[0]}; each class needs more rows")
-    return Splits(**parts, normalization=fit_normalization(parts["train"].x), classes=classes)
+    if test.y.ndim == 1:
+        labels = range(int(max(rest.y.max(), test.y.max())) + 1)
+        if absent := sorted(set(labels) - set(parts["train"].y.tolist())):
+            raise ValueError(f"y: no row of the train part has label {absent[0]}; each class needs more rows")
+    train = parts["train"]
+    targets = fit_normalization(train.y) if train.y.ndim == 2 else None
+    return Splits(**parts, normalization=fit_normalization(train.x), targets=targets, classes=classes)
 
 
 def _take(data: Dataset, rows: Any) -> Dataset:
@@ -243,7 +253,7 @@ def _load_idx(folder: Path, seed: int) -> Splits:
         if len(x) != len(y):
             raise ValueError(f"{folder}: {stem} has {len(x)} images but {len(y)} labels")
     rest, test = parts
-    if rest.x.shape[1] != test.x.shape[1] or test.y.max() > rest.y.max():
+    if rest.x.shape[1] != test.x.shape[1] or not 0 <= test.y.min() <= test.y.max() <= rest.y.max():
         raise ValueError(
             f"{folder}: the test set does not fit the training set: {test.x.shape[1]} against {rest.x.shape[1]} "
             f"features, highest label {test.y.max()} against {rest.y.max()}"

@@ -16,6 +16,7 @@ from minimodel.problem import Masks, check_data
 from minimodel.qarray import QArray
 
 ROWS = 4096  # rows in one go: activations stay small whatever the size of the data
+NORMALIZATIONS = ("normalization", "targets")
 MAX_PARAMETERS = 2**27  # in a file: what a damaged or hostile header could ask for
 
 
@@ -33,6 +34,7 @@ class Model:
 
     params          as the network uses them: pruned weights are 0, quantized ones are s·(q − z)
     normalization   applied to every x before the network sees it
+    targets         undone on every output of a regression
     classes         names of the labels 0, 1, …, if they are not plain numbers
     masks           what pruning kept, one array of bool per weight
     quantized       the integers of each weight, of ``bits`` bits
@@ -44,6 +46,7 @@ class Model:
     params: Params
     loss: Loss
     normalization: Normalization | None = None
+    targets: Normalization | None = None
     classes: tuple[str, ...] | None = None
     masks: Masks | None = None
     quantized: tuple[QArray, ...] | None = None
@@ -79,10 +82,15 @@ class Model:
         return replace(self, params=pick(self.params), masks=masks, quantized=pick(self.quantized), history=history)
 
     def outputs(self, x: Any) -> np.ndarray:
-        """The network's raw outputs (*population, n, out) for raw inputs (n, features)."""
+        """Scores of the classes, or predicted targets, (*population, n, out), for raw inputs (n, features)."""
         x = datasets.check_x(x)
-        parts = [self._outputs(x[start : start + ROWS]) for start in range(0, len(x), ROWS)]
-        return np.concatenate(parts, axis=-2)
+        parts = []
+        for start in range(0, len(x), ROWS):
+            rows = x[start : start + ROWS]
+            rows = self.normalization(rows) if self.normalization else rows.astype(np.float32)
+            parts.append(self.network.apply(self.params, rows))
+        z = np.concatenate(parts, axis=-2)
+        return self.targets.inverse(z) if self.targets else z
 
     def predict(self, x: Any) -> np.ndarray:
         """The predicted labels, named where the classes have names, or the predicted targets."""
@@ -116,7 +124,10 @@ class Model:
             "population": self.population,
             "bits": self.bits,
         }
-        tensors = {} if self.normalization is None else self.normalization._asdict()
+        tensors: dict[str, np.ndarray] = {}
+        for name in NORMALIZATIONS:
+            if fitted := getattr(self, name):
+                tensors |= {f"{name}.{part}": tensor for part, tensor in fitted._asdict().items()}
         for i, pieces in enumerate(self._layers()):
             tensors |= {f"{i}.{name}": tensor for name, tensor in packing.pack_layer(*pieces, self.bits).items()}
         return storage.dumps({key: value for key, value in header.items() if value is not None}, tensors)
@@ -127,9 +138,6 @@ class Model:
             np.broadcast_to(mask, layer.weight.shape) for mask, layer in zip(self.masks, self.params, strict=True)
         )
         return zip(self.params, masks, self.quantized or nothing, strict=True)
-
-    def _outputs(self, x: np.ndarray) -> np.ndarray:
-        return np.asarray(self.network.apply(self.params, self.normalization(x) if self.normalization else x.astype("f4")))
 
 
 def load(path: str | Path) -> Model:
@@ -151,7 +159,8 @@ def _decode(header: dict[str, Any], tensors: dict[str, np.ndarray]) -> Model:
     population, bits = header.get("population"), header.get("bits")
     if network.parameters * (population or 1) > MAX_PARAMETERS:
         raise ValueError(f"{network.parameters} parameters; at most {MAX_PARAMETERS} are read")
-    layers, used = [], {"shift", "scale"} & set(tensors)
+    known = {f"{name}.{part}" for name in NORMALIZATIONS for part in Normalization._fields}
+    layers, used = [], known & set(tensors)
     for i, shape in enumerate(network.shapes):
         own = {key.partition(".")[2]: tensor for key, tensor in tensors.items() if key.startswith(f"{i}.")}
         layers.append(packing.unpack_layer(own, (population, *shape) if population else shape, bits))
@@ -164,7 +173,8 @@ def _decode(header: dict[str, Any], tensors: dict[str, np.ndarray]) -> Model:
         network,
         tuple(params),
         losses.get(name, **config),
-        _normalization(tensors, network),
+        _normalization(tensors, "normalization", network.layer_sizes[0]),
+        _normalization(tensors, "targets", network.layer_sizes[-1]),
         tuple(map(str, header["classes"])) if "classes" in header else None,
         None if any(mask is None for mask in masks) else masks,
         quantized if bits else None,
@@ -172,10 +182,10 @@ def _decode(header: dict[str, Any], tensors: dict[str, np.ndarray]) -> Model:
     )
 
 
-def _normalization(tensors: dict[str, np.ndarray], network: Network) -> Normalization | None:
-    if "shift" not in tensors:
+def _normalization(tensors: dict[str, np.ndarray], name: str, size: int) -> Normalization | None:
+    if f"{name}.shift" not in tensors:
         return None
-    found = Normalization(tensors["shift"], tensors["scale"])
-    if any(part.shape not in ((1,), network.layer_sizes[:1]) or not np.isfinite(part).all() for part in found):
-        raise ValueError("the normalization does not fit the network")
+    found = Normalization(*(tensors[f"{name}.{part}"] for part in Normalization._fields))
+    if any(part.shape not in ((1,), (size,)) or not np.isfinite(part).all() for part in found):
+        raise ValueError(f"{name}: it does not fit the network")
     return found

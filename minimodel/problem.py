@@ -7,7 +7,7 @@ import numpy as np
 
 from minimodel import losses, random, tree
 from minimodel.backends import Backend
-from minimodel.datasets import Dataset, Normalization, Splits
+from minimodel.datasets import Dataset, Splits
 from minimodel.losses import Loss
 from minimodel.network import Layer, Network, Params
 from minimodel.tree import Array, Tree
@@ -44,9 +44,14 @@ class DivergedError(RuntimeError):
 
 
 def prepare(
-    network: Network, data: Splits, loss: str | Loss | None, normalization: Normalization | None, backend: Backend
+    network: Network,
+    data: Splits,
+    loss: str | Loss | None,
+    backend: Backend,
+    fitted: Any,
 ) -> Problem:
-    """Check that the data fit the network and the loss, normalise them, move them to the backend.
+    """Check that the data fit the network and the loss, normalise them as ``fitted`` (the data or a model) says, move
+    them to the backend.
 
     Without a loss, labels mean softmax cross-entropy and other targets the mean squared error.
     """
@@ -56,7 +61,8 @@ def prepare(
     parts = []
     for name in ("train", "validation"):
         x, y = check_data(network, loss, getattr(data, name), name)
-        x = normalization(x) if normalization else x
+        x = fitted.normalization(x) if fitted.normalization else x
+        y = fitted.targets(y) if fitted.targets else y
         parts.append((backend.asarray(x, backend.xp.float32), backend.asarray(y)))
     return Problem(backend, network, loss, *parts)
 

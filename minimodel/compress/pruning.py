@@ -60,7 +60,7 @@ def prune(
         raise ValueError("gradual: needs a sparsity or a count, and at least 1 epoch")
     removed = to_remove(model.network, sparsity, count, scope)
     least = 0.0 if threshold is None else in_range("threshold", threshold, np.inf)
-    problem = prepare(model.network, data, model.loss, model.normalization, backend)
+    problem = prepare(model.network, data, model.loss, backend, fitted=model)
     old = model.masks and to_backend(backend, model.masks)
 
     def choose(params: Params, part: float = 1.0) -> Masks:

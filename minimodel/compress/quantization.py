@@ -44,7 +44,7 @@ def quantize(
     that does not fit.
     """
     backend = load(backend)
-    problem = prepare(model.network, data, model.loss, model.normalization, backend)
+    problem = prepare(model.network, data, model.loss, backend, fitted=model)
     quantizers = tuple(
         qarray.calibrate(layer.weight, bits, symmetric=symmetric, per_channel=per_channel, clip=clip)
         for layer in model.params

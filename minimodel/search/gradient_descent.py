@@ -115,7 +115,7 @@ def gradient_descent(
     """
     backend = load(backend)
     keys = run_keys(seed, population)
-    problem = prepare(network, data, loss, data.normalization, backend)
+    problem = prepare(network, data, loss, backend, fitted=data)
     if params is None:
         params = network.init(random.fold_in(keys, INIT), backend=backend)
     else:
@@ -131,7 +131,7 @@ def gradient_descent(
         masks=masks and check_masks(network, masks),
         callback=callback,
     )
-    model = Model(network, run.params, problem.loss, data.normalization, data.classes)
+    model = Model(network, run.params, problem.loss, data.normalization, data.targets, data.classes)
     return finished("gradient_descent", run, model)
 
 

@@ -71,7 +71,7 @@ def random_search(
             f"generations, population, rows: expected at least 0, 1 and 1, got {generations}, {population}, {rows}"
         )
     backend, key = load(backend), run_keys(seed, None)
-    problem = prepare(network, data, loss, data.normalization, backend)
+    problem = prepare(network, data, loss, backend, fitted=data)
     strategy = strategy or strategies.local()
     if params is None:
         params = network.init(random.fold_in(key, INIT), backend=backend)
@@ -94,7 +94,7 @@ def random_search(
             callback(int(numbers[-1]) + 1, generations, float(history[-1][-1]))
     best = backend.to_numpy(state)
     log = {"loss": np.concatenate(history) if history else np.empty(0, np.float32)}
-    model = Model(network, best.params, problem.loss, data.normalization, data.classes, history=log)
+    model = Model(network, best.params, problem.loss, data.normalization, data.targets, data.classes, history=log)
     if not np.isfinite(best.fitness):
         raise DivergedError("random_search", 0, float("nan"), model)
     return model

@@ -1,0 +1,1 @@
+"""Model optimisation: weight pruning and quantization."""

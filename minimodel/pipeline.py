@@ -1,0 +1,115 @@
+"""The whole way: search for a model, train it, prune it, quantize it."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+from minimodel.backends import Backend
+from minimodel.compress.pruning import prune
+from minimodel.compress.quantization import quantize
+from minimodel.datasets import Splits
+from minimodel.model import Model
+from minimodel.network import Network
+from minimodel.problem import Callback
+from minimodel.search import optimizers, schedules
+from minimodel.search.gradient_descent import gradient_descent
+from minimodel.search.optimizers import Optimizer
+from minimodel.search.random_search import random_search
+from minimodel.search.strategies import local
+
+STAGES = ("random_search", "gradient_descent", "prune", "quantize")
+MANY_ROWS = 10_000  # from here on mini-batches are larger and epochs fewer
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a run: the model it gave, its figures on test and validation, and the seconds it took."""
+
+    name: str
+    model: Model
+    loss: float
+    accuracy: float | None
+    r2: float | None
+    validation_accuracy: float | None
+    nonzero: int
+    bytes: int
+    seconds: float
+
+    def summary(self) -> dict[str, Any]:
+        """The figures, without the model."""
+        return {name: value for name, value in vars(self).items() if name != "model"}
+
+
+def run(
+    network: Network,
+    data: Splits,
+    *,
+    seed: int,
+    backend: str | Backend = "numpy",
+    sparsity: float = 0.9,
+    bits: int = 4,
+    epochs: int | None = None,
+    on_progress: Callable[[str], Callback] = lambda name: lambda done, total, loss: None,
+) -> Iterator[Stage]:
+    """The four stages, each yielded when it is done; each starts from the model of the one before.
+
+    epochs        of gradient descent, by default 40, or 20 from 10,000 training rows on; pruning takes half as many
+                  more, quantization half as many
+    on_progress   called with a stage's name; what it returns is that stage's callback
+    """
+    many = len(data.train.x) >= MANY_ROWS
+    epochs = (20 if many else 40) if epochs is None else epochs
+    common: dict[str, Any] = {"seed": seed, "backend": backend}
+    batches: dict[str, Any] = {**common, "batch_size": 128 if many else 32}
+
+    def search(_: None, callback: Callback) -> Model:
+        return random_search(
+            network, data, strategy=local(), generations=100, population=32, rows=512, callback=callback, **common
+        )
+
+    def descend(model: Model, callback: Callback) -> Model:
+        optimizer = recipe(data, 0.1)
+        return gradient_descent(
+            network, data, params=model.params, optimizer=optimizer, epochs=epochs, callback=callback, **batches
+        )
+
+    def shrink(model: Model, callback: Callback) -> Model:
+        optimizer, longer = recipe(data, 0.1), epochs + epochs // 2
+        return prune(
+            model,
+            data,
+            sparsity=sparsity,
+            gradual=longer > 0,
+            optimizer=optimizer,
+            epochs=longer,
+            callback=callback,
+            **batches,
+        )
+
+    def discretize(model: Model, callback: Callback) -> Model:
+        optimizer = recipe(data, 0.02)
+        return quantize(
+            model, data, bits=bits, optimizer=optimizer, epochs=epochs // 2, callback=callback, **batches
+        )
+
+    model: Any = None
+    for name, stage in zip(STAGES, (search, descend, shrink, discretize), strict=True):
+        start = perf_counter()
+        model = stage(model, on_progress(name))
+        yield measure(name, model, data, perf_counter() - start)
+
+
+def recipe(data: Splits, peak: float) -> Optimizer:
+    """Nesterov momentum with a warm-up and a cosine for labels; Adam, at a hundredth of the rate, for targets."""
+    if data.train.y.ndim == 1:
+        return optimizers.nesterov(schedules.cosine(peak, warmup=0.05), weight_decay=1e-3 if len(data.train.x) < MANY_ROWS else 1e-4)
+    return optimizers.adam(schedules.cosine(peak / 20, warmup=0.05))
+
+
+def measure(name: str, model: Model, data: Splits, seconds: float) -> Stage:
+    """The figures of a model on test and validation data."""
+    test, validation = model.evaluate(data.test), model.evaluate(data.validation)
+    numbers = (test.loss, test.accuracy, test.r2, validation.accuracy)
+    figures = [None if value is None else float(value) for value in numbers]
+    return Stage(name, model, *figures, model.nonzero, model.nbytes, seconds)  # type: ignore[arg-type]

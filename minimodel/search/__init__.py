@@ -1,0 +1,1 @@
+"""Model search: gradient descent and random search."""
