@@ -61,7 +61,7 @@ def poisoning_jit(fn: Callable[..., Any], static: tuple[str, ...] = (), donate: 
         for name in donate:
             given = bound.arguments[name]
             bound.arguments[name] = tree.map(lambda leaf: leaf.__array_namespace__().asarray(leaf, copy=True), given)
-            for leaf in tree.leaves(given):
+            for leaf in (leaf for leaf in tree.leaves(given) if leaf.ndim):  # NumPy's scalars cannot be written to
                 leaf[...] = float("nan") if "float" in str(leaf.dtype) else 0
         return fn(*bound.args, **bound.kwargs)
 

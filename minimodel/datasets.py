@@ -136,6 +136,8 @@ def _take(data: Dataset, rows: Any) -> Dataset:
 
 def _check(x: Any, y: Any, task: str | None = None) -> tuple[Dataset, tuple[str, ...] | None]:
     """Refuse what no algorithm could learn from; x as (n, features) and y as labels or targets."""
+    if y is None:
+        raise ValueError("y: the data have no targets; expected an array y beside x")
     x = check_x(x)
     y, classes = _check_y(np.asarray(y), task)
     if len(x) != len(y):
@@ -196,36 +198,60 @@ def _check_labels(y: np.ndarray) -> np.ndarray:
     return labels.astype(np.int32)
 
 
-def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def load_rows(source: str | Path, *, features: int, classes: tuple[str, ...] | None = None) -> tuple[np.ndarray, Any]:
+    """x (n, features) and y, or None where there is no target, of every row of a .npz or .csv, unsplit.
+
+    Text labels become the indices of ``classes``. A .csv of exactly ``features`` columns has no target.
+    """
+    path = Path(source)
+    if path.suffix.lower() == ".csv":
+        x, y = _read_csv(path, features)
+    elif path.suffix.lower() == ".npz":
+        x, y = _read_npz(path)
+    else:
+        raise ValueError(f"data: expected a .npz or .csv file, got {path}")
+    x = check_x(x)
+    if x.shape[1] != features:
+        raise ValueError(f"{path}: the model takes {features} features, got {x.shape[1]}")
+    if y is not None and y.dtype.kind in "US" and classes:
+        places = {name: i for i, name in enumerate(classes)}
+        if unknown := sorted(set(y.tolist()) - set(places)):
+            raise ValueError(f"{path}: the model does not know the label {unknown[0]!r}, only {', '.join(classes)}")
+        y = np.asarray([places[name] for name in y.tolist()], np.int32)
+    return x, y
+
+
+def _read_npz(path: Path) -> tuple[np.ndarray, Any]:
     try:
         with np.load(path, allow_pickle=False) as archive:
-            return archive["x"], archive["y"]
-    except KeyError as error:
-        raise ValueError(f"{path}: expected arrays named x and y: {error.args[0]}") from error
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
-        raise ValueError(f"{path}: not a readable .npz of plain arrays ({error})") from error
+            if "x" not in archive:
+                raise ValueError(f"it has no array x, only {', '.join(archive) or 'none'}")
+            return archive["x"], archive["y"] if "y" in archive else None
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, AttributeError, TypeError) as error:
+        raise ValueError(f"{path}: not a readable .npz of plain arrays x and y ({error})") from error
 
 
-def _read_csv(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Features and the last column; the first line is a header if none of its features is a number."""
+def _read_csv(path: Path, features: int | None = None) -> tuple[np.ndarray, Any]:
+    """Features and the last column; the first line is a header if no cell of it is a number."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             lines = [(i, row) for i, row in enumerate(csv.reader(file), 1) if row]
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path}: not a readable CSV file ({error})") from error
-    if lines and not any(_number(cell) is not None for cell in lines[0][1][:-1]):
+    if lines and all(_number(cell) is None for cell in lines[0][1]):
         lines = lines[1:]
-    if not lines or len(lines[0][1]) < 2:
-        raise ValueError(f"{path}: expected lines of at least one feature and a target, got none")
+    if not lines:
+        raise ValueError(f"{path}: expected lines of features and a target, got none")
     width = len(lines[0][1])
-    features = np.empty((len(lines), width - 1), np.float64)
+    inputs = features if width == features else width - 1
+    table = np.empty((len(lines), inputs), np.float64)
     for row, (number, cells) in enumerate(lines):
-        values = [_number(cell) for cell in cells[:-1]]
+        values = [_number(cell) for cell in cells[:inputs]]
         if len(cells) != width or None in values:
             fault = f"{len(cells)} cells, expected {width}" if len(cells) != width else "a feature that is no number"
             raise ValueError(f"{path}, line {number}: {fault}")
-        features[row] = values
-    return features, _target_column([cells[-1].strip() for _, cells in lines])
+        table[row] = values
+    return table, None if inputs == width else _target_column([cells[-1].strip() for _, cells in lines])
 
 
 def _number(cell: str) -> float | None:

@@ -165,7 +165,7 @@ def fit(
     """
     if epochs < 0 or batch_size < 1:
         raise ValueError(f"epochs, batch_size: expected at least 0 and at least 1, got {epochs} and {batch_size}")
-    backend, rows = problem.backend, len(problem.train[0])
+    backend, rows = problem.backend, problem.train[0].shape[0]
     static = Static(backend, problem.network, problem.loss, optimizer.rule, through, min(batch_size, rows))
     steps = rows // static.batch_size
     restart = backend.jit(begin, static=("static",), donate=("params", "opt_state"))
@@ -199,7 +199,7 @@ def fit(
 
 def diverged_at(losses: np.ndarray) -> int | None:
     """The first step from which on no member's loss is finite."""
-    alive = np.isfinite(losses.reshape(len(losses), -1)).any(axis=1)
+    alive = np.isfinite(losses).any(axis=tuple(range(1, losses.ndim)))
     if len(alive) == 0 or alive[-1]:
         return None
     return int(np.flatnonzero(alive)[-1]) + 1 if alive.any() else 0
@@ -231,7 +231,7 @@ def epoch(
         grads = masked(static.through.backward(given.values, params, grads), given.masks)
         return static.rule.update(given.config, rate, grads, opt_state, params), loss
 
-    batches = mini_batches(key, len(train[0]), static)
+    batches = mini_batches(key, train[0].shape[0], static)
     (params, opt_state), losses = static.backend.scan(step, (state.params, state.opt_state), (batches, rates))
     loss = validation_loss(params, validation, given, static)
     better = loss < state.best_loss

@@ -110,7 +110,7 @@ def search(
 ) -> tuple[Tree, Array]:
     """The generations of these numbers; the best fitness after each."""
     xp, plan = static.backend.xp, static.plan
-    chunk = chunk_size(static, len(pair[0]))
+    chunk = chunk_size(static, pair[0].shape[0])
 
     def generation(state: Tree, number: Array) -> tuple[Tree, Array]:
         def evaluate(carry: None, keys: Array) -> tuple[None, tuple[Params, Array]]:

@@ -1,0 +1,279 @@
+"""The command line: results on stdout, progress and errors on stderr, exit codes 0, 1 (failed) and 2 (usage)."""
+
+import json
+import platform
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minimodel import __version__, backends, datasets, model, pipeline, storage
+from minimodel.datasets import Dataset
+from minimodel.model import Model
+from minimodel.network import Network
+from minimodel.pipeline import Stage
+from minimodel.problem import Callback, DivergedError
+
+try:
+    import click
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.table import Table
+except ImportError as missing:
+    sys.exit(f"minimodel: the command line needs {missing.name}: pip install 'minimodel[cli]'")
+
+FAILURES = (ValueError, TypeError, ImportError, OSError, DivergedError, MemoryError)
+JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout instead of a table.")
+SEED = click.option("--seed", type=click.IntRange(0, 2**63), default=0, show_default=True, help="Decides every draw.")
+BACKEND = click.option("--backend", default="numpy", show_default=True, help="numpy, jax, jax:cpu, jax:gpu, …")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; every failure is one line on stderr and an exit code."""
+    try:
+        sys.exit(cli.main(args=arguments, prog_name="minimodel", standalone_mode=False) or 0)
+    except click.ClickException as error:
+        fail(error.format_message(), 2 if isinstance(error, click.UsageError) else 1)
+    except click.Abort:
+        fail("interrupted", 130)
+    except FAILURES as error:
+        fail(str(error) or type(error).__name__, 1)
+
+
+def fail(message: str, code: int) -> None:
+    """One line, whatever the message holds."""
+    click.echo(f"minimodel: {' '.join(message.split())}", err=True)
+    sys.exit(code)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
+@click.version_option(__version__)
+@click.pass_context
+def cli(context: click.Context) -> None:
+    """Search, train, prune and quantize small dense networks, on NumPy or JAX."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+@cli.command()
+@click.argument("data", default="digits")
+@BACKEND
+@click.option("--hidden", default="256,128", show_default=True, help="Sizes of the hidden layers; '' for none.")
+@click.option("--sparsity", type=click.FloatRange(0, 1), default=0.9, show_default=True, help="Part of the weights to prune.")
+@click.option("--bits", type=click.IntRange(2, 8), default=4, show_default=True, help="Bits of a quantized weight.")
+@SEED
+@click.option("--epochs", type=click.IntRange(0), help="Of gradient descent; pruning and quantization follow it.")
+@click.option("--task", type=click.Choice(datasets.TASKS), help="Where the targets alone do not tell.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for the models and the record of the run.")
+@JSON
+def run(
+    data: str,
+    backend: str,
+    hidden: str,
+    sparsity: float,
+    bits: int,
+    seed: int,
+    epochs: int | None,
+    task: str | None,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Search for a model on DATA, train it, prune it, quantize it; report each stage on the test part.
+
+    DATA is 'digits' (embedded), a folder of IDX files (as MNIST's), a .npz with x and y, or a .csv whose last column
+    is the target.
+    """
+    loaded = backends.load(backend)
+    splits = datasets.load(data, seed=seed, task=task)
+    network = Network((splits.train.x.shape[1], *_sizes(hidden), splits.outputs))
+    out = out or Path("runs") / f"{Path(data).stem}-{backend.replace(':', '-')}-{seed}"
+    if out.exists() and not out.is_dir():
+        raise click.UsageError(f"--out: {out} is a file, not a folder")
+    out.mkdir(parents=True, exist_ok=True)
+    files = {name: str(out / f"{name}.safetensors") for name in (*pipeline.STAGES, "model")} | {"record": str(out / "run.json")}
+    stages = []
+    with progress_bars() as on_progress:
+        for stage in pipeline.run(
+            network,
+            splits,
+            seed=seed,
+            backend=loaded,
+            sparsity=sparsity,
+            bits=bits,
+            epochs=epochs,
+            on_progress=on_progress,
+        ):
+            stage.model.save(files[stage.name])
+            stages.append(stage)
+    stages[-1].model.save(files["model"])
+    record = {
+        "backend": backend,
+        "data": data,
+        "seed": seed,
+        "network": {"layer_sizes": network.layer_sizes, "parameters": network.parameters},
+        "stages": [stage.summary() for stage in stages],
+        "files": files,
+        "settings": {"sparsity": sparsity, "bits": bits, "epochs": epochs, "task": task},
+        "environment": environment(loaded),
+    }
+    storage.write(files["record"], (json.dumps(record, indent=2) + "\n").encode())
+    if as_json:
+        click.echo(json.dumps(record))
+    else:
+        show(record, stages)
+
+
+def _sizes(hidden: str) -> list[int]:
+    try:
+        sizes = [int(size) for size in hidden.split(",") if size.strip()]
+    except ValueError:
+        sizes = [0]
+    if any(size < 1 for size in sizes):
+        raise click.UsageError(f"--hidden: expected positive integers like 300,100, got {hidden!r}")
+    return sizes
+
+
+def environment(backend: backends.Backend) -> dict[str, Any]:
+    """What a figure depends on besides the code and the seed."""
+    from importlib.metadata import version
+
+    from threadpoolctl import threadpool_info
+
+    libraries = ("numpy", "jax", "jaxlib") if backend.name.startswith("jax") else ("numpy",)
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "minimodel": __version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in libraries},
+        "machine": f"{platform.system()} {platform.machine()}",
+        "devices": list(backend.devices),
+        "blas": [{key: pool.get(key) for key in ("internal_api", "version", "num_threads")} for pool in threadpool_info()],
+    }
+
+
+def show(record: dict[str, Any], stages: list[Stage]) -> None:
+    """The closing table: loss and accuracy on the test part, and the size against dense float32 parameters."""
+    classify = stages[0].accuracy is not None
+    sizes = "-".join(map(str, record["network"]["layer_sizes"]))
+    title = f"{record['data']}, {sizes}, {record['backend']}, seed {record['seed']}"
+    table = Table(title=title, title_justify="left")
+    table.add_column("stage", no_wrap=True)
+    for name in ("loss", "accuracy" if classify else "R²", "non-zero", "bytes", "smaller", "seconds"):
+        table.add_column(name, justify="right")
+    dense = 4 * record["network"]["parameters"]
+    for stage in stages:
+        score = stage.accuracy if classify else stage.r2
+        table.add_row(
+            stage.name,
+            f"{stage.loss:.4f}",
+            "–" if score is None else f"{score:.4f}",
+            f"{stage.nonzero:,}",
+            f"{stage.bytes:,}",
+            f"{dense / stage.bytes:.1f}×",
+            f"{stage.seconds:.1f}",
+        )
+    Console().print(table)
+    click.echo(f"model   {record['files']['model']}\nrecord  {record['files']['record']}")
+
+
+@contextmanager
+def progress_bars() -> Iterator[Callable[[str], Callback]]:
+    """One bar a stage on stderr, with its rate and the time left; nothing where no person is watching."""
+    columns = (
+        TextColumn("{task.description:<17}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]:>9}"),
+        TimeRemainingColumn(),
+        TextColumn("loss {task.fields[loss]:.4f}"),
+    )
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+
+        def on_progress(name: str) -> Callback:
+            bar = bars.add_task(name, total=None, loss=float("nan"), rate="")
+
+            def callback(done: int, total: int, loss: float) -> None:
+                elapsed = bars.tasks[bar].elapsed
+                rate = f"{done / elapsed:.1f}/s" if elapsed else ""
+                bars.update(bar, completed=done, total=total, loss=loss, rate=rate)
+
+            return callback
+
+        yield on_progress
+
+
+@cli.command("backends")
+@JSON
+def list_backends(as_json: bool) -> None:
+    """List the backends installed here and the devices they see."""
+    found = {name: list(backends.load(_example(name)).devices) for name in backends.available()}
+    if as_json:
+        click.echo(json.dumps({"backends": found}))
+        return
+    for name, devices in found.items():
+        click.echo(f"{_example(name):<28} {', '.join(devices)}")
+
+
+def _example(name: str) -> str:
+    return "array_api:array_api_strict" if name == "array_api" else name
+
+
+@cli.command()
+@click.argument("model_path", metavar="MODEL", type=click.Path(path_type=Path))
+@click.argument("data")
+@SEED
+@JSON
+def predict(model_path: Path, data: str, seed: int, as_json: bool) -> None:
+    """Print what MODEL predicts for every row of DATA, one a line.
+
+    DATA is a .npz with x or a .csv, with or without targets; or 'digits' or a folder of IDX files, of which the test
+    part is taken.
+    """
+    loaded = model.load(model_path)
+    predictions = loaded.predict(_rows(loaded, data, seed)[0])
+    if as_json:
+        click.echo(json.dumps({"model": str(model_path), "data": data, "predictions": predictions.tolist()}))
+        return
+    for prediction in predictions:
+        click.echo(",".join(map(str, np.atleast_1d(prediction))))
+
+
+@cli.command()
+@click.argument("model_path", metavar="MODEL", type=click.Path(path_type=Path))
+@click.argument("data")
+@SEED
+@JSON
+def evaluate(model_path: Path, data: str, seed: int, as_json: bool) -> None:
+    """Print the loss of MODEL on DATA, and its accuracy or R².
+
+    All rows of a .npz or a .csv count; of 'digits' and of a folder of IDX files the test part.
+    """
+    loaded = model.load(model_path)
+    x, y = _rows(loaded, data, seed)
+    if y is None:
+        raise ValueError(f"{data}: no targets to compare with; 'minimodel predict' needs none")
+    found = {name: None if value is None else float(value) for name, value in loaded.evaluate(Dataset(x, y))._asdict().items()}
+    if as_json:
+        click.echo(json.dumps({"model": str(model_path), "data": data, "rows": len(x), **found}))
+        return
+    for name, value in {"rows": len(x), **found}.items():
+        if value is not None:
+            click.echo(f"{name:<9}{value:,}" if name == "rows" else f"{name:<9}{value:.4f}")
+
+
+def _rows(loaded: Model, data: str, seed: int) -> tuple[np.ndarray, Any]:
+    """x and y of the rows a saved model is used on."""
+    if loaded.population is not None:
+        raise ValueError(f"the file holds a population of {loaded.population} models; save one of them with .member(i)")
+    features = loaded.network.layer_sizes[0]
+    if Path(data).is_file():
+        return datasets.load_rows(data, features=features, classes=loaded.classes)
+    test = datasets.load(data, seed=seed).test
+    if test.x.shape[1] != features:
+        raise ValueError(f"{data}: the model takes {features} features, got {test.x.shape[1]}")
+    return test

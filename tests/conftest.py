@@ -1,0 +1,69 @@
+"""What the tests share: every backend, with and without a population; seeded Hypothesis; small problems."""
+
+import importlib
+import os
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+
+import minimodel as mm
+
+settings.register_profile(
+    "minimodel",
+    deadline=None,  # JAX compiles on the first example
+    derandomize=True,
+    max_examples=25,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("minimodel")
+
+BACKENDS = {
+    "numpy": ("numpy", {"debug": True}),
+    "strict": ("array_api:array_api_strict", {"debug": True}),
+    "jax": ("jax", {}),
+}
+
+
+def load(name):
+    """One of the three backends under test; the eager ones in debug mode."""
+    source, options = BACKENDS[name]
+    return mm.backends.load(source, **options)
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request):
+    if request.param == "jax":
+        pytest.importorskip("jax")
+    return load(request.param)
+
+
+@pytest.fixture(params=[None, 3], ids=["single", "population"])
+def population(request):
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def oracle():
+    """oracle("torch"): the module, or a skip; with MINIMODEL_REQUIRE_ORACLES=1 a missing one is a failure."""
+
+    def find(name):
+        if os.environ.get("MINIMODEL_REQUIRE_ORACLES") == "1":
+            return importlib.import_module(name)
+        return pytest.importorskip(name, reason=f"oracle {name} is not installed: pip install 'minimodel[oracles]'")
+
+    return find
+
+
+def make_splits(rows=96, features=4, classes=3, seed=0, regression=False):
+    """A small problem that a small network can learn."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(rows, features)).astype(np.float32)
+    truth = rng.normal(size=(features, classes))
+    y = (np.tanh(x @ truth)).astype(np.float32) if regression else (x @ truth).argmax(1)
+    return mm.datasets.split(x, y, seed=seed)
+
+
+@pytest.fixture(scope="session")
+def splits():
+    return make_splits()
