@@ -63,9 +63,9 @@ def _factory(name: str) -> Callable[..., Backend]:
         needs, install = BUILT_IN[name]
         if not find_spec(needs):
             raise ImportError(f"backend {name!r} needs {needs}: {install}. {_what_there_is()}")
-        return importlib.import_module(f"minimodel.backends.{name}").make  # type: ignore[no-any-return]
+        return importlib.import_module(f"minimodel.backends.{name}").make
     for point in entry_points(group=GROUP, name=name):
-        return point.load()  # type: ignore[no-any-return]
+        return point.load()
     raise ValueError(f"unknown backend {name!r}. {_what_there_is()}")
 
 

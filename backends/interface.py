@@ -48,9 +48,7 @@ def check_integer_matmul(a: Array, b: Array) -> None:
     if any(str(dtype).rpartition(".")[2] != "int8" for dtype in (a.dtype, b.dtype)):
         raise TypeError(f"integer_matmul: expected int8 arrays, got {a.dtype} and {b.dtype}")
     if a.shape[-1] > MAX_INNER:
-        raise ValueError(
-            f"integer_matmul: the inner axis must be at most {MAX_INNER}, got {a.shape[-1]}; split it"
-        )
+        raise ValueError(f"integer_matmul: the inner axis must be at most {MAX_INNER}, got {a.shape[-1]}; split it")
 
 
 def scan_length(xs: Tree) -> int:

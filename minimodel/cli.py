@@ -63,7 +63,13 @@ def cli(context: click.Context) -> None:
 @click.argument("data", default="digits")
 @BACKEND
 @click.option("--hidden", default="256,128", show_default=True, help="Sizes of the hidden layers; '' for none.")
-@click.option("--sparsity", type=click.FloatRange(0, 1), default=0.9, show_default=True, help="Part of the weights to prune.")
+@click.option(
+    "--sparsity",
+    type=click.FloatRange(0, 1),
+    default=0.9,
+    show_default=True,
+    help="Part of the weights to prune.",
+)
 @click.option("--bits", type=click.IntRange(2, 8), default=4, show_default=True, help="Bits of a quantized weight.")
 @SEED
 @click.option("--epochs", type=click.IntRange(0), help="Of gradient descent; pruning and quantization follow it.")
@@ -94,7 +100,9 @@ def run(
     if out.exists() and not out.is_dir():
         raise click.UsageError(f"--out: {out} is a file, not a folder")
     out.mkdir(parents=True, exist_ok=True)
-    files = {name: str(out / f"{name}.safetensors") for name in (*pipeline.STAGES, "model")} | {"record": str(out / "run.json")}
+    files = {name: str(out / f"{name}.safetensors") for name in (*pipeline.STAGES, "model")} | {
+        "record": str(out / "run.json")
+    }
     stages = []
     with progress_bars() as on_progress:
         for stage in pipeline.run(
@@ -151,7 +159,9 @@ def environment(backend: backends.Backend) -> dict[str, Any]:
         **{name: version(name) for name in libraries},
         "machine": f"{platform.system()} {platform.machine()}",
         "devices": list(backend.devices),
-        "blas": [{key: pool.get(key) for key in ("internal_api", "version", "num_threads")} for pool in threadpool_info()],
+        "blas": [
+            {key: pool.get(key) for key in ("internal_api", "version", "num_threads")} for pool in threadpool_info()
+        ],
     }
 
 
@@ -257,7 +267,10 @@ def evaluate(model_path: Path, data: str, seed: int, as_json: bool) -> None:
     x, y = _rows(loaded, data, seed)
     if y is None:
         raise ValueError(f"{data}: no targets to compare with; 'minimodel predict' needs none")
-    found = {name: None if value is None else float(value) for name, value in loaded.evaluate(Dataset(x, y))._asdict().items()}
+    found = {
+        name: None if value is None else float(value)
+        for name, value in loaded.evaluate(Dataset(x, y))._asdict().items()
+    }
     if as_json:
         click.echo(json.dumps({"model": str(model_path), "data": data, "rows": len(x), **found}))
         return

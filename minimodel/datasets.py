@@ -157,7 +157,9 @@ def check_x(x: Any) -> np.ndarray:
         x = x.astype(np.float32)
     if not np.isfinite(x).all():
         row, column = np.argwhere(~np.isfinite(x))[0]
-        raise ValueError(f"x: NaN, infinite or beyond float32 at row {row}, column {column} (from 0); remove or fill it")
+        raise ValueError(
+            f"x: NaN, infinite or beyond float32 at row {row}, column {column} (from 0); remove or fill it"
+        )
     return x
 
 
@@ -168,7 +170,7 @@ def _check_y(y: np.ndarray, task: str | None) -> tuple[np.ndarray, tuple[str, ..
         raise ValueError(f"y: expected numbers or text of shape (n,) or (n, out), got {y.dtype} of shape {y.shape}")
     if task == "regression" and text:
         raise ValueError("y: regression needs numbers, got text")
-    if task == "regression" or (task is None and (y.dtype.kind == "f" or y.ndim == 2)) and not text:
+    if task == "regression" or ((task is None and (y.dtype.kind == "f" or y.ndim == 2)) and not text):
         targets = y.reshape(len(y), -1).astype(np.float32)
         if not np.isfinite(targets).all():
             raise ValueError(f"y: NaN or infinite at row {np.argwhere(~np.isfinite(targets))[0][0]} (from 0)")
@@ -226,7 +228,7 @@ def _read_npz(path: Path) -> tuple[np.ndarray, Any]:
         with np.load(path, allow_pickle=False) as archive:
             if "x" not in archive:
                 raise ValueError(f"it has no array x, only {', '.join(archive) or 'none'}")
-            return archive["x"], archive["y"] if "y" in archive else None
+            return archive["x"], archive.get("y")
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, AttributeError, TypeError) as error:
         raise ValueError(f"{path}: not a readable .npz of plain arrays x and y ({error})") from error
 
@@ -312,8 +314,7 @@ def _read_idx(path: Path) -> np.ndarray:
         raise ValueError(f"{path}: not an IDX file")
     shape = tuple(int(n) for n in np.frombuffer(raw[4:start], ">u4"))
     dtype = np.dtype(IDX_TYPES[raw[2]])
-    if len(raw) - start != prod(shape) * dtype.itemsize:
-        raise ValueError(
-            f"{path}: truncated or damaged: expected {prod(shape) * dtype.itemsize} bytes of {shape}, got {len(raw) - start}"
-        )
+    size = prod(shape) * dtype.itemsize
+    if len(raw) - start != size:
+        raise ValueError(f"{path}: truncated or damaged: {shape} needs {size} bytes, got {len(raw) - start}")
     return np.frombuffer(raw, dtype, offset=start).reshape(shape).astype(dtype.newbyteorder("="))

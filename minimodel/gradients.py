@@ -83,7 +83,7 @@ def hvp(network: Network, loss: str | Loss, params: Params, tangent: Params, x: 
 
 def _forward(network: Network, params: Params, x: Array) -> list[Step]:
     check(network, params, x)
-    steps = []
+    steps: list[Step] = []
     for i, layer in enumerate(params):
         a = x if i == 0 else network.functions.value(steps[-1].z)
         steps.append(Step(a, affine(layer, a)))

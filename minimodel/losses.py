@@ -145,7 +145,12 @@ def _huber_curvature(z: Array, y: Array, v: Array, delta: float) -> Array:
 
 mean_squared_error = Loss("mean_squared_error", _squared, _squared_gradient, _squared_curvature, _raw)
 softmax_cross_entropy = Loss(
-    "softmax_cross_entropy", _cross_entropy, _cross_entropy_gradient, _cross_entropy_curvature, _largest, labels=True
+    "softmax_cross_entropy",
+    _cross_entropy,
+    _cross_entropy_gradient,
+    _cross_entropy_curvature,
+    _largest,
+    labels=True,
 )
 binary_cross_entropy = Loss("binary_cross_entropy", _binary, _binary_gradient, _binary_curvature, _positive)
 
@@ -155,8 +160,8 @@ def huber(delta: float = 1.0) -> Loss:
     """Quadratic for errors up to δ, linear beyond (Huber 1964). The same δ gives the same object."""
     if not delta > 0:
         raise ValueError(f"delta: expected a number above 0, got {delta}")
-    parts = [partial(part, delta=delta) for part in (_huber, _huber_gradient, _huber_curvature)]
-    return Loss("huber", *parts, decide=_raw, config=(("delta", float(delta)),))
+    value, gradient, curvature = (partial(part, delta=delta) for part in (_huber, _huber_gradient, _huber_curvature))
+    return Loss("huber", value, gradient, curvature, _raw, config=(("delta", float(delta)),))
 
 
 def get(loss: str | Loss, **config: Any) -> Loss:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -134,8 +133,12 @@ class Model:
 
     def _layers(self) -> Iterator[tuple[Any, Any, Any]]:
         nothing = (None,) * len(self.params)
-        masks = nothing if self.masks is None else tuple(
-            np.broadcast_to(mask, layer.weight.shape) for mask, layer in zip(self.masks, self.params, strict=True)
+        masks = (
+            nothing
+            if self.masks is None
+            else tuple(
+                np.broadcast_to(mask, layer.weight.shape) for mask, layer in zip(self.masks, self.params, strict=True)
+            )
         )
         return zip(self.params, masks, self.quantized or nothing, strict=True)
 

@@ -62,39 +62,32 @@ def run(
     epochs = (20 if many else 40) if epochs is None else epochs
     common: dict[str, Any] = {"seed": seed, "backend": backend}
     batches: dict[str, Any] = {**common, "batch_size": 128 if many else 32}
+    fast, slow = recipe(data, 0.1), recipe(data, 0.02)
 
-    def search(_: None, callback: Callback) -> Model:
-        return random_search(
+    longer = epochs + epochs // 2
+    stages: dict[str, Callable[[Model, Callback], Model]] = {
+        "random_search": lambda _, callback: random_search(
             network, data, strategy=local(), generations=100, population=32, rows=512, callback=callback, **common
-        )
-
-    def descend(model: Model, callback: Callback) -> Model:
-        optimizer = recipe(data, 0.1)
-        return gradient_descent(
-            network, data, params=model.params, optimizer=optimizer, epochs=epochs, callback=callback, **batches
-        )
-
-    def shrink(model: Model, callback: Callback) -> Model:
-        optimizer, longer = recipe(data, 0.1), epochs + epochs // 2
-        return prune(
+        ),
+        "gradient_descent": lambda model, callback: gradient_descent(
+            network, data, params=model.params, optimizer=fast, epochs=epochs, callback=callback, **batches
+        ),
+        "prune": lambda model, callback: prune(
             model,
             data,
             sparsity=sparsity,
             gradual=longer > 0,
-            optimizer=optimizer,
+            optimizer=fast,
             epochs=longer,
             callback=callback,
             **batches,
-        )
-
-    def discretize(model: Model, callback: Callback) -> Model:
-        optimizer = recipe(data, 0.02)
-        return quantize(
-            model, data, bits=bits, optimizer=optimizer, epochs=epochs // 2, callback=callback, **batches
-        )
-
+        ),
+        "quantize": lambda model, callback: quantize(
+            model, data, bits=bits, optimizer=slow, epochs=epochs // 2, callback=callback, **batches
+        ),
+    }
     model: Any = None
-    for name, stage in zip(STAGES, (search, descend, shrink, discretize), strict=True):
+    for name, stage in stages.items():
         start = perf_counter()
         model = stage(model, on_progress(name))
         yield measure(name, model, data, perf_counter() - start)
@@ -103,13 +96,16 @@ def run(
 def recipe(data: Splits, peak: float) -> Optimizer:
     """Nesterov momentum with a warm-up and a cosine for labels; Adam, at a hundredth of the rate, for targets."""
     if data.train.y.ndim == 1:
-        return optimizers.nesterov(schedules.cosine(peak, warmup=0.05), weight_decay=1e-3 if len(data.train.x) < MANY_ROWS else 1e-4)
+        return optimizers.nesterov(
+            schedules.cosine(peak, warmup=0.05), weight_decay=1e-3 if len(data.train.x) < MANY_ROWS else 1e-4
+        )
     return optimizers.adam(schedules.cosine(peak / 20, warmup=0.05))
 
 
 def measure(name: str, model: Model, data: Splits, seconds: float) -> Stage:
     """The figures of a model on test and validation data."""
     test, validation = model.evaluate(data.test), model.evaluate(data.validation)
-    numbers = (test.loss, test.accuracy, test.r2, validation.accuracy)
-    figures = [None if value is None else float(value) for value in numbers]
-    return Stage(name, model, *figures, model.nonzero, model.nbytes, seconds)  # type: ignore[arg-type]
+    loss, accuracy, r2, chosen = (
+        None if value is None else float(value) for value in (test.loss, test.accuracy, test.r2, validation.accuracy)
+    )
+    return Stage(name, model, loss or 0.0, accuracy, r2, chosen, model.nonzero, model.nbytes, seconds)

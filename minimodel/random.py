@@ -58,7 +58,12 @@ def bits(key: Array, shape: tuple[int, ...] = (), *, backend: str | Backend = "n
 
 
 def uniform(
-    key: Array, shape: tuple[int, ...] = (), low: float = 0.0, high: float = 1.0, *, backend: str | Backend = "numpy"
+    key: Array,
+    shape: tuple[int, ...] = (),
+    low: float = 0.0,
+    high: float = 1.0,
+    *,
+    backend: str | Backend = "numpy",
 ) -> Array:
     """float32 in [low, high): low + (high − low)·k/2²³ with k the word's 23 high bits.
 

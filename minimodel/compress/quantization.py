@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-
 from minimodel import qarray
 from minimodel.backends import Backend, load
 from minimodel.datasets import Splits

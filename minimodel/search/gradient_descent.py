@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -174,7 +174,9 @@ def fit(
 
     params = to_backend(backend, params)
     state = restart(params, optimizer.rule.init(params), problem.validation, given, static=static)
-    losses, rates, validation = [], [], [backend.to_numpy(state.best_loss)]
+    losses: list[np.ndarray] = []
+    rates: list[np.ndarray] = []
+    validation = [backend.to_numpy(state.best_loss)]
     for done in range(epochs):
         if remask and (new := remask(done, state.params)) is not None:
             masks, given = new, given._replace(masks=to_backend(backend, new))

@@ -174,7 +174,9 @@ def _adamw(config: Adam, rate: Array, grads: Params, state: Moments, params: Par
     return _descend(rate, params, _regularized(directions, params, config.weight_decay)), state
 
 
-def adamw(learning_rate: Any, *, b1: Any = 0.9, b2: Any = 0.999, eps: Any = 1e-8, weight_decay: Any = 1e-2) -> Optimizer:
+def adamw(
+    learning_rate: Any, *, b1: Any = 0.9, b2: Any = 0.999, eps: Any = 1e-8, weight_decay: Any = 1e-2
+) -> Optimizer:
     """θ ← θ − η(m̂/(√ŝ + ε) + λθ): decay decoupled from the moments and scaled by η, as torch and optax have it.
 
     Loshchilov, Hutter: Decoupled weight decay regularization (2019).

@@ -105,9 +105,7 @@ def begin(params: Params, pair: Pair, *, static: Static) -> Tree:
     return static.plan.init(params, static.loss.value(static.network.apply(params, pair[0]), pair[1]))
 
 
-def search(
-    state: Tree, config: Tree, pair: Pair, key: Array, numbers: Array, *, static: Static
-) -> tuple[Tree, Array]:
+def search(state: Tree, config: Tree, pair: Pair, key: Array, numbers: Array, *, static: Static) -> tuple[Tree, Array]:
     """The generations of these numbers; the best fitness after each."""
     xp, plan = static.backend.xp, static.plan
     chunk = chunk_size(static, pair[0].shape[0])
