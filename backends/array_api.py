@@ -8,10 +8,10 @@ from math import prod
 from typing import Any
 
 import numpy as np
-from minimodel.backends.interface import Backend, check_integer_matmul, scan_length
-from minimodel.backends.threefry import counter_words
 
 from minimodel import tree
+from minimodel.backends.interface import Backend, check_integer_matmul, scan_length
+from minimodel.backends.threefry import counter_words
 from minimodel.tree import Array, Tree
 
 

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+
 from minimodel.backends.array_api import random_bits
 from minimodel.backends.interface import Backend, check_integer_matmul, scan_length
-
 from minimodel.tree import Array, Tree
 
 PRECISIONS = ("highest", "high", "default")

@@ -4,10 +4,10 @@ from dataclasses import replace
 from math import prod
 
 import numpy as np
+
 from minimodel.backends import array_api
 from minimodel.backends.interface import Backend, check_integer_matmul
 from minimodel.backends.threefry import counter_words
-
 from minimodel.tree import Array, Tree
 
 WORDS = 65_536  # a block of draws that stays in the cache: about 20 ns a word, three times less than a million at once

@@ -6,12 +6,14 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from minimodel import __version__, backends, datasets, model, pipeline, storage
+from minimodel import __version__, backends, datasets, model, pipeline, plots, storage
 from minimodel.datasets import Dataset
 from minimodel.model import Model
 from minimodel.network import Network
@@ -75,6 +77,7 @@ def cli(context: click.Context) -> None:
 @click.option("--epochs", type=click.IntRange(0), help="Of gradient descent; pruning and quantization follow it.")
 @click.option("--task", type=click.Choice(datasets.TASKS), help="Where the targets alone do not tell.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the models and the record of the run.")
+@click.option("--plot", is_flag=True, help="Draw the run to run.png in the folder; needs matplotlib.")
 @JSON
 def run(
     data: str,
@@ -86,6 +89,7 @@ def run(
     epochs: int | None,
     task: str | None,
     out: Path | None,
+    plot: bool,
     as_json: bool,
 ) -> None:
     """Search for a model on DATA, train it, prune it, quantize it; report each stage on the test part.
@@ -97,12 +101,13 @@ def run(
     splits = datasets.load(data, seed=seed, task=task)
     network = Network((splits.train.x.shape[1], *_sizes(hidden), splits.outputs))
     out = out or Path("runs") / f"{Path(data).stem}-{backend.replace(':', '-')}-{seed}"
+    if plot and not find_spec("matplotlib"):
+        raise click.UsageError("--plot needs matplotlib: pip install 'minimodel[plot]'")
     if out.exists() and not out.is_dir():
         raise click.UsageError(f"--out: {out} is a file, not a folder")
     out.mkdir(parents=True, exist_ok=True)
-    files = {name: str(out / f"{name}.safetensors") for name in (*pipeline.STAGES, "model")} | {
-        "record": str(out / "run.json")
-    }
+    files = {name: str(out / f"{name}.safetensors") for name in (*pipeline.STAGES, "model")}
+    files |= {"record": str(out / "run.json")} | ({"plot": str(out / "run.png")} if plot else {})
     stages = []
     with progress_bars() as on_progress:
         for stage in pipeline.run(
@@ -128,6 +133,8 @@ def run(
         "settings": {"sparsity": sparsity, "bits": bits, "epochs": epochs, "task": task},
         "environment": environment(loaded),
     }
+    if plot:
+        plots.draw_run(stages, f"{Path(data).name}, {backend}, seed {seed}", files["plot"])
     storage.write(files["record"], (json.dumps(record, indent=2) + "\n").encode())
     if as_json:
         click.echo(json.dumps(record))
@@ -147,8 +154,6 @@ def _sizes(hidden: str) -> list[int]:
 
 def environment(backend: backends.Backend) -> dict[str, Any]:
     """What a figure depends on besides the code and the seed."""
-    from importlib.metadata import version
-
     from threadpoolctl import threadpool_info
 
     libraries = ("numpy", "jax", "jaxlib") if backend.name.startswith("jax") else ("numpy",)

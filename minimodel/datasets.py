@@ -108,6 +108,8 @@ def split(
     x: Any, y: Any, *, seed: int, test: float = 0.2, validation: float = 1 / 6, task: str | None = None
 ) -> Splits:
     """Shuffle the rows with the seed; set ``test`` of them aside, then ``validation`` of the rest."""
+    if not (0 < test < 1 and 0 < validation < 1):
+        raise ValueError(f"test, validation: expected fractions between 0 and 1, got {test} and {validation}")
     data, classes = _check(x, y, task)
     order = random.permutation(random.key(seed), len(data.x))
     held = round(test * len(order))

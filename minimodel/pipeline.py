@@ -96,9 +96,8 @@ def run(
 def recipe(data: Splits, peak: float) -> Optimizer:
     """Nesterov momentum with a warm-up and a cosine for labels; Adam, at a hundredth of the rate, for targets."""
     if data.train.y.ndim == 1:
-        return optimizers.nesterov(
-            schedules.cosine(peak, warmup=0.05), weight_decay=1e-3 if len(data.train.x) < MANY_ROWS else 1e-4
-        )
+        decay = 1e-3 if len(data.train.x) < MANY_ROWS else 5e-4
+        return optimizers.nesterov(schedules.cosine(peak, warmup=0.05), weight_decay=decay)
     return optimizers.adam(schedules.cosine(peak / 20, warmup=0.05))
 
 

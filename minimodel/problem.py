@@ -55,6 +55,8 @@ def prepare(
 
     Without a loss, labels mean softmax cross-entropy and other targets the mean squared error.
     """
+    if not isinstance(data, Splits):
+        raise TypeError(f"data: expected Splits, got {type(data).__name__}; datasets.split(x, y, seed=…) makes them")
     if loss is None:
         loss = "softmax_cross_entropy" if data.train.y.ndim == 1 else "mean_squared_error"
     loss = losses.get(loss)
@@ -95,9 +97,14 @@ def run_keys(seed: Any, population: int | None) -> np.ndarray:
         raise ValueError(f"seed: expected an integer from 0 to 2^64 − 1, got {seed!r}")
     if population is None:
         return random.key(int(seed))
-    if not hasattr(population, "__index__") or population < 1:
-        raise ValueError(f"population: expected a positive integer or None, got {population!r}")
-    return random.key([int(seed) + i for i in range(population)])
+    return random.key([int(seed) + i for i in range(check_count("population", population, 1))])
+
+
+def check_count(name: str, value: Any, least: int) -> int:
+    """The value, if it is an integer of at least ``least``."""
+    if isinstance(value, bool) or not hasattr(value, "__index__") or value < least:
+        raise ValueError(f"{name}: expected an integer of at least {least}, got {value!r}")
+    return int(value)
 
 
 def over_population(values: Tree, population: int | None) -> Tree:

@@ -5,7 +5,7 @@ A key is uint32[2], or (*population, 2). A key that is folded or split is never 
 """
 
 from collections.abc import Callable
-from math import ceil, log, sqrt
+from math import ceil, log, prod, sqrt
 from typing import Any
 
 import numpy as np
@@ -96,6 +96,8 @@ def like(draw: Callable[..., Array], key: Array, shapes: Tree, *, backend: Backe
 
 def _draw(law: Callable[..., Array], key: Array, shape: Any, backend: str | Backend, *parameters: float) -> Array:
     backend = load(backend)
+    if prod(np.atleast_1d(shape).tolist()) > 2**32:
+        raise ValueError(f"shape: a key gives at most 2^32 words, got {shape}; split the key")
     run = backend.jit(law, static=("backend", "shape", "low", "high")[: 2 + len(parameters)])
     names = dict(zip(("low", "high"), parameters, strict=False))
     return run(backend.asarray(key), shape=shape, backend=backend, **names)

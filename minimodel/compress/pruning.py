@@ -59,26 +59,16 @@ def prune(
     if gradual and (threshold is not None or epochs < 1):
         raise ValueError("gradual: needs a sparsity or a count, and at least 1 epoch")
     removed = to_remove(model.network, sparsity, count, scope)
-    least = 0.0 if threshold is None else in_range("threshold", threshold, np.inf)
+    least = None if threshold is None else in_range("threshold", threshold, np.inf)
     problem = prepare(model.network, data, model.loss, backend, fitted=model)
-    old = model.masks and to_backend(backend, model.masks)
-
-    def choose(params: Params, part: float = 1.0) -> Masks:
-        found = scores.magnitude(params)
-        if old:  # what is pruned already ranks below all else
-            found = tuple(score - (1 - mask) for score, mask in zip(found, old, strict=True))
-        if threshold is None:
-            kept = keep_largest(found, [round(part * n) for n in removed], backend)
-        else:
-            kept = tuple(score >= least for score in found)
-        return backend.to_numpy(tuple(mask & (score >= 0) for mask, score in zip(kept, found, strict=True)))
-
     ramp = round(RAMP * epochs)
 
     def remask(epoch: int, params: Params) -> Masks | None:
         """s(t) at t = (epoch + 1)/(ramp + 1); the masks of t = 1 stay."""
-        return choose(params, 1 - (1 - (epoch + 1) / (ramp + 1)) ** 3) if epoch <= ramp else None
+        part = 1 - (1 - (epoch + 1) / (ramp + 1)) ** 3
+        return select(params, model.masks, [part * n for n in removed], None, backend) if epoch <= ramp else None
 
+    at_once = None if gradual else select(to_backend(backend, model.params), model.masks, removed, least, backend)
     run = fit(
         problem,
         keys=run_keys(seed, model.population),
@@ -86,7 +76,7 @@ def prune(
         optimizer=optimizer or optimizers.adam(schedules.cosine(1e-3)),
         epochs=epochs,
         batch_size=batch_size,
-        masks=model.masks if gradual else choose(to_backend(backend, model.params)),
+        masks=model.masks if gradual else at_once,
         remask=remask if gradual else None,
         callback=callback,
     )
@@ -105,13 +95,26 @@ def to_remove(network: Network, sparsity: Any, count: Any, scope: str) -> list[f
         raise ValueError(f"{name}: expected one number or {len(groups)} of them, got {len(values)}")
     if sparsity is not None:
         return [in_range(name, part, 1) * size for part, size in zip(values, groups, strict=True)]
-    return [0 if n is None else in_range(name, n, size) for n, size in zip(values, groups, strict=True)]
+    return [0 if n is None else in_range(name, n, size, int) for n, size in zip(values, groups, strict=True)]
 
 
-def in_range(name: str, value: Any, most: float) -> Any:
-    """The value, if it is a number from 0 to ``most``."""
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not 0 <= value <= most:
-        raise ValueError(f"{name}: expected a number from 0 to {most}, got {value!r}")
+def select(params: Params, old: Masks | None, removed: list[float], threshold: float | None, backend: Backend) -> Masks:
+    """The masks that keep |w| ≥ threshold, or all but ``removed`` weights of each group; never what ``old`` removed."""
+    found = scores.magnitude(params)
+    if old is not None:  # what is pruned already ranks below all else
+        found = tuple(score - (1 - mask) for score, mask in zip(found, to_backend(backend, old), strict=True))
+    if threshold is None:
+        kept = keep_largest(found, [round(n) for n in removed], backend)
+    else:
+        kept = tuple(score >= threshold for score in found)
+    return backend.to_numpy(tuple(mask & (score >= 0) for mask, score in zip(kept, found, strict=True)))
+
+
+def in_range(name: str, value: Any, most: float, kind: Any = float) -> Any:
+    """The value, if it is a number of this kind from 0 to ``most``."""
+    kinds = (int, np.integer) if kind is int else (int, float, np.number)
+    if isinstance(value, bool) or not isinstance(value, kinds) or not 0 <= value <= most:
+        raise ValueError(f"{name}: expected {kind.__name__} from 0 to {most}, got {value!r}")
     return value
 
 

@@ -19,6 +19,7 @@ from minimodel.problem import (
     Masks,
     Pair,
     Problem,
+    check_count,
     check_masks,
     check_params,
     masked,
@@ -163,8 +164,8 @@ def fit(
     ``remask(epoch, params)`` may give new masks before an epoch: they are enforced at once on the parameters and
     on the optimizer's state, and the best is sought anew among the models that obey them.
     """
-    if epochs < 0 or batch_size < 1:
-        raise ValueError(f"epochs, batch_size: expected at least 0 and at least 1, got {epochs} and {batch_size}")
+    epochs, batch_size = check_count("epochs", epochs, 0), check_count("batch_size", batch_size, 1)
+    check_optimizer(optimizer, keys)
     backend, rows = problem.backend, problem.train[0].shape[0]
     static = Static(backend, problem.network, problem.loss, optimizer.rule, through, min(batch_size, rows))
     steps = rows // static.batch_size
@@ -197,6 +198,17 @@ def fit(
         "validation_loss": np.stack(validation),
     }
     return Fit(backend.to_numpy(state.best), masks, history, diverged_at(history["loss"]))
+
+
+def check_optimizer(optimizer: Optimizer, keys: np.ndarray) -> None:
+    """Refuse what is no optimizer, and numbers that are not one for all or one for each member."""
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"optimizer: expected one made by minimodel.optimizers, adam(1e-3) say, got {optimizer!r}")
+    rates = optimizer.schedule(np.arange(1), 1)[0]
+    for name, value in {**optimizer.config._asdict(), "learning_rate": rates}.items():
+        if value is not None and (np.shape(value) not in ((), keys.shape[:-1]) or not np.isfinite(value).all()):
+            allowed = f"a finite number{f' or {len(keys)} of them' if keys.ndim > 1 else ''}"
+            raise ValueError(f"optimizer: {name}: expected {allowed}, got {value!r}")
 
 
 def diverged_at(losses: np.ndarray) -> int | None:

@@ -15,6 +15,7 @@ from minimodel.problem import (
     Callback,
     DivergedError,
     Pair,
+    check_count,
     check_params,
     prepare,
     run_keys,
@@ -66,10 +67,8 @@ def random_search(
 
     Raises ValueError for input that does not fit, DivergedError when no candidate ever had a finite loss.
     """
-    if generations < 0 or population < 1 or (rows is not None and rows < 1):
-        raise ValueError(
-            f"generations, population, rows: expected at least 0, 1 and 1, got {generations}, {population}, {rows}"
-        )
+    generations, population = check_count("generations", generations, 0), check_count("population", population, 1)
+    rows = None if rows is None else check_count("rows", rows, 1)
     backend, key = load(backend), run_keys(seed, None)
     problem = prepare(network, data, loss, backend, fitted=data)
     strategy = strategy or strategies.local()

@@ -1,0 +1,57 @@
+"""The same seed on NumPy and on another backend: draws, initial parameters, the first 100 training losses."""
+
+import numpy as np
+
+import minimodel as mm
+from minimodel import tree
+from minimodel.backends import load
+from minimodel.bench.common import arguments, report
+
+STEPS = 100
+
+
+def main() -> None:
+    """Print and store how far the two are apart."""
+    parser = arguments(__doc__)
+    parser.add_argument("--backend", default="jax")
+    parser.add_argument("--data", default="digits")
+    parser.add_argument("--hidden", default="256,128")
+    options = parser.parse_args()
+    data = mm.datasets.load(options.data)
+    sizes = (data.train.x.shape[1], *map(int, options.hidden.split(",")), data.outputs)
+    network, backends = mm.Network(sizes), [load("numpy"), load(options.backend)]
+
+    key = mm.random.key(0)
+    draws = [backend.to_numpy(mm.random.bits(key, (2**20,), backend=backend)) for backend in backends]
+    starts = [backend.to_numpy(network.init(key, backend=backend)) for backend in backends]
+    runs = [train(network, data, backend) for backend in backends]
+    losses = [run.history["loss"][:STEPS] for run in runs]
+    results = {
+        "different words of 2^20": int((draws[0] != draws[1]).sum()),
+        "initial parameters, ulp": max(map(ulp, *map(tree.leaves, starts))),
+        f"first {STEPS} losses, relative": float(np.max(np.abs(losses[0] - losses[1]) / losses[0])),
+        "final test accuracy": [float(run.evaluate(data.test).accuracy) for run in runs],
+    }
+    for name, value in results.items():
+        print(f"{name:<28} {value}")
+    report({"backend": options.backend, "data": options.data, "layer_sizes": sizes, **results}, options.out)
+
+
+def train(network: mm.Network, data: mm.Splits, backend: mm.backends.Backend) -> mm.Model:
+    """A short run, the same on every backend."""
+    rows = len(data.train.x)
+    batch_size = 128 if rows > 10_000 else 32
+    epochs = -(-STEPS // (rows // batch_size))
+    optimizer = mm.optimizers.nesterov(mm.schedules.cosine(0.1, warmup=0.05), weight_decay=1e-4)
+    return mm.gradient_descent(
+        network, data, seed=0, backend=backend, optimizer=optimizer, epochs=epochs, batch_size=batch_size
+    )
+
+
+def ulp(a: np.ndarray, b: np.ndarray) -> int:
+    """The greatest distance in units of the last place of float32 arrays whose signs agree."""
+    return int(np.abs(a.view(np.int32).astype(np.int64) - b.view(np.int32)).max())
+
+
+if __name__ == "__main__":
+    main()

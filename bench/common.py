@@ -1,0 +1,65 @@
+"""What the benchmarks share: timing side by side, the machine's description, results as JSON."""
+
+import argparse
+import json
+import os
+import platform
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+
+def arguments(description: str | None) -> argparse.ArgumentParser:
+    """A parser with the option every benchmark has."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--out", type=Path, help="write the results to this JSON file as well")
+    return parser
+
+
+def side_by_side(cases: dict[str, Callable[[], Any]], repeats: int = 7) -> dict[str, dict[str, float]]:
+    """Seconds of every case as least, median and greatest: one warm-up each, then in turns A B C A B C …"""
+    for case in cases.values():
+        case()
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    for _ in range(repeats):
+        for name, case in cases.items():
+            start = perf_counter()
+            case()
+            seconds[name].append(perf_counter() - start)
+    return {name: {"min": min(found), "median": median(found), "max": max(found)} for name, found in seconds.items()}
+
+
+def machine() -> dict[str, Any]:
+    """What a figure depends on besides the code."""
+    packages = {}
+    for name in ("minimodel", "numpy", "jax", "jaxlib", "scikit-learn", "torch"):
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        "packages": packages,
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def report(results: dict[str, Any], out: Path | None) -> None:
+    """Results with the machine's description, to the file if one is given."""
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps({"machine": machine(), **results}, indent=1) + "\n")
+        print(f"written to {out}")

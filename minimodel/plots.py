@@ -1,0 +1,40 @@
+"""Pictures of a run. Matplotlib (the extra ``plot``) is imported when one is drawn."""
+
+from pathlib import Path
+
+import numpy as np
+
+from minimodel.pipeline import Stage
+
+INK, SOFT = "#1f4e79", "#c0504d"
+
+
+def draw_run(stages: list[Stage], title: str, path: str | Path) -> None:
+    """The validation loss along the run, and what each stage costs: test error against file size."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    curve, cost = figure.subplots(1, 2)
+    figure.suptitle(title)
+
+    start = 0
+    for stage in stages:
+        losses = stage.model.history.get("validation_loss", stage.model.history["loss"])
+        curve.plot(np.arange(start, start + len(losses)), losses, color=INK)
+        curve.axvline(start, color="0.8", linewidth=0.8, zorder=0)
+        curve.annotate(
+            f" {stage.name}", (start, 0.98), xycoords=("data", "axes fraction"), va="top", rotation=90, fontsize=8
+        )
+        start += len(losses)
+    curve.set(yscale="log", xlabel="generation or epoch", ylabel="loss (search: train, then: validation)")
+
+    classify = stages[0].accuracy is not None
+    errors = [100 * (1 - (stage.accuracy or 0)) if classify else 1 - (stage.r2 or 0) for stage in stages]
+    cost.plot([stage.bytes for stage in stages], errors, "o-", color=SOFT)
+    for stage, error in zip(stages, errors, strict=True):
+        cost.annotate(
+            stage.name, (stage.bytes, error), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=8
+        )
+    cost.set(xscale="log", yscale="log", xlabel="bytes on disk", ylabel="test error, %" if classify else "1 − test R²")
+    cost.margins(0.15, 0.15)
+    figure.savefig(path, dpi=150)

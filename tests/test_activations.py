@@ -1,0 +1,133 @@
+"""Activations against their textbook formulas, against differences, and far out."""
+
+import math
+
+import numpy as np
+import pytest
+
+from minimodel.activations import ACTIVATIONS
+
+NAMES = list(ACTIVATIONS)
+FORMULAS = {
+    "identity": lambda z: z,
+    "relu": lambda z: z if z > 0 else 0.0,
+    "leaky_relu": lambda z: z if z > 0 else 0.01 * z,
+    "tanh": math.tanh,
+    "sigmoid": lambda z: 1 / (1 + math.exp(-z)),
+    "silu": lambda z: z / (1 + math.exp(-z)),
+    "gelu": lambda z: 0.5 * z * (1 + math.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3))),
+}
+# (value, slope) at −∞ and at +∞, where z stands for the argument itself
+LIMITS = {
+    "identity": (lambda z: z, (1, 1)),
+    "relu": (lambda z: max(z, 0), (0, 1)),
+    "leaky_relu": (lambda z: max(z, 0.01 * z), (0.01, 1)),
+    "tanh": (lambda z: math.copysign(1, z), (0, 0)),
+    "sigmoid": (lambda z: float(z > 0), (0, 0)),
+    "silu": (lambda z: max(z, 0), (0, 1)),
+    "gelu": (lambda z: max(z, 0), (0, 1)),
+}
+GRID = np.linspace(-6, 6, 48).reshape(6, 8)  # an even number of points: none at the kink
+
+
+def derivatives(name, z):
+    """f, f′ and f″ of one activation at z."""
+    f = ACTIVATIONS[name]
+    a = f.value(z)
+    return a, f.slope(z, a), f.curvature(z, a)
+
+
+def difference(fn, z, step=1e-5):
+    return (fn(z + step) - fn(z - step)) / (2 * step)
+
+
+def test_every_activation_has_a_formula_here():
+    assert set(FORMULAS) == set(LIMITS) == set(ACTIVATIONS)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_value_is_the_formula_on_every_backend(name, backend):
+    z = backend.asarray(GRID, backend.xp.float32)
+    found = backend.to_numpy(ACTIVATIONS[name].value(z))
+    np.testing.assert_allclose(found, np.vectorize(FORMULAS[name])(GRID), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_float64_value_is_the_formula(name):
+    found = ACTIVATIONS[name].value(GRID)
+    np.testing.assert_allclose(found, np.vectorize(FORMULAS[name])(GRID), rtol=1e-13, atol=1e-15)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_slope_and_curvature_are_central_differences(name):
+    f = ACTIVATIONS[name]
+    _, slope, curvature = derivatives(name, GRID)
+    np.testing.assert_allclose(slope, difference(f.value, GRID), rtol=1e-8, atol=1e-9)
+    np.testing.assert_allclose(curvature, difference(lambda z: f.slope(z, f.value(z)), GRID), rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_derivatives_agree_across_backends(name, backend):
+    """1 − t² keeps only the absolute precision of float32, which z·u′² then multiplies: hence the tolerance."""
+    found = [backend.to_numpy(part) for part in derivatives(name, backend.asarray(GRID, backend.xp.float32))]
+    for part, expected in zip(found, derivatives(name, GRID), strict=True):
+        np.testing.assert_allclose(part, expected, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_torch_gives_the_same_value_slope_and_curvature(name, oracle):
+    torch = oracle("torch")
+    functional = torch.nn.functional
+    peers = {
+        "identity": lambda z: z * 1,
+        "relu": functional.relu,
+        "leaky_relu": functional.leaky_relu,
+        "tanh": torch.tanh,
+        "sigmoid": torch.sigmoid,
+        "silu": functional.silu,
+        "gelu": lambda z: functional.gelu(z, approximate="tanh"),
+    }
+    z = torch.tensor(GRID, requires_grad=True)
+    value = peers[name](z)
+    slope = torch.autograd.grad(value.sum(), z, create_graph=True)[0]
+    second = torch.autograd.grad(slope.sum(), z)[0] if slope.requires_grad else torch.zeros_like(z)
+    for ours, theirs in zip(derivatives(name, GRID), (value, slope, second), strict=True):
+        np.testing.assert_allclose(ours, theirs.detach().numpy(), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_far_out_nothing_overflows(name, backend):
+    """At ±10⁴ the functions are their limits: finite, without a warning."""
+    limit, slopes = LIMITS[name]
+    z = backend.asarray(np.array([-1e4, 1e4]), backend.xp.float32)
+    value, slope, curvature = (backend.to_numpy(part) for part in derivatives(name, z))
+    np.testing.assert_allclose(value, [limit(-1e4), limit(1e4)], rtol=1e-6)
+    np.testing.assert_allclose(slope, slopes, rtol=1e-6)
+    np.testing.assert_array_equal(curvature, [0, 0])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_float32_stays_float32_and_shapes_stay(name, backend):
+    z = backend.asarray(GRID, backend.xp.float32)
+    for part in derivatives(name, z):
+        assert part.dtype == backend.xp.float32
+        assert part.shape == GRID.shape
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_argument_is_not_consumed(name):
+    """The backward pass reads z again after f(z)."""
+    z = GRID.copy()
+    f = ACTIVATIONS[name]
+    a = f.value(z)
+    kept = a.copy()
+    f.slope(z, a), f.curvature(z, a)
+    np.testing.assert_array_equal(z, GRID)
+    np.testing.assert_array_equal(a, kept)
+
+
+@pytest.mark.parametrize(("name", "slope"), [("relu", 0.0), ("leaky_relu", 0.01)])
+def test_the_slope_at_the_kink_is_that_from_the_left(name, slope, backend):
+    z = backend.asarray(np.zeros(3), backend.xp.float32)
+    found = backend.to_numpy(derivatives(name, z)[1])
+    np.testing.assert_allclose(found, slope, rtol=1e-6)

@@ -1,0 +1,555 @@
+"""minimodel.backends: every member of the interface against NumPy, and how backends are found."""
+
+import dataclasses
+import functools
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import minimodel as mm
+from minimodel import tree
+from minimodel.backends import array_api, interface
+from minimodel.backends import numpy as numpy_backend
+
+BLOCK = numpy_backend.EXACT_INNER
+
+
+@pytest.fixture
+def jax():
+    return pytest.importorskip("jax")
+
+
+@pytest.fixture
+def registry(monkeypatch):
+    """An empty register of backends, put back afterwards."""
+    monkeypatch.setattr(mm.backends, "_registered", {})
+    mm.backends._load.cache_clear()
+    yield
+    mm.backends._load.cache_clear()
+
+
+# asarray, to_numpy, synchronize
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int8, np.int32, np.uint32, np.bool_])
+@pytest.mark.parametrize("shape", [(), (0,), (5,), (2, 3, 4)])
+def test_asarray_keeps_values_shape_and_dtype(backend, shape, dtype):
+    x = (np.arange(np.prod(shape, dtype=int)) % 2).reshape(shape).astype(dtype)
+    found = backend.to_numpy(backend.asarray(x))
+    assert found.dtype == dtype and found.shape == shape
+    np.testing.assert_array_equal(found, x)
+
+
+def test_asarray_converts_to_the_dtype_asked_for(backend):
+    found = backend.asarray([[1, 2], [3, 4]], backend.xp.float32)
+    assert found.dtype == backend.xp.float32
+    assert backend.to_numpy(found).tolist() == [[1.0, 2.0], [3.0, 4.0]]
+
+
+@pytest.mark.parametrize("size", [3, 4096])
+def test_asarray_does_not_see_later_writes_to_its_source(backend, size):
+    x = np.zeros(size, np.float32)
+    array = backend.synchronize(backend.asarray(x))
+    x[:] = 1
+    assert not backend.to_numpy(array).any()
+
+
+def add_one(x):
+    return x + 1
+
+
+@pytest.mark.parametrize("size", [3, 4096])
+def test_donating_a_copy_leaves_its_source_alone(backend, size):
+    x = np.zeros(size, np.float32)
+    result = backend.jit(add_one, donate=("x",))(backend.asarray(x))
+    assert np.all(backend.to_numpy(result) == 1) and not x.any()
+
+
+def test_asarray_of_a_backends_own_array_is_a_copy(backend):
+    x = backend.asarray(np.zeros(4, np.float32))
+    backend.jit(add_one, donate=("x",))(backend.asarray(x))
+    assert not backend.to_numpy(x).any()
+
+
+def test_asarray_takes_arrays_of_another_namespace(backend):
+    values = np.arange(4, dtype=np.float32)
+    strict = mm.backends.load("array_api:array_api_strict").asarray(values)
+    found = backend.asarray(strict)
+    assert tree.namespace(found) is tree.namespace(backend.asarray(values))
+    np.testing.assert_array_equal(backend.to_numpy(found), values)
+
+
+class Pair(NamedTuple):
+    left: Any
+    right: Any
+
+
+def test_to_numpy_keeps_the_tree(backend):
+    x = backend.asarray(np.arange(3, dtype=np.float32))
+    found = backend.to_numpy((x, Pair(x, None)))
+    assert type(found) is tuple and type(found[1]) is Pair and found[1].right is None
+    assert all(type(leaf) is np.ndarray for leaf in tree.leaves(found))
+    assert [leaf.tolist() for leaf in tree.leaves(found)] == [[0.0, 1.0, 2.0]] * 2
+
+
+@pytest.mark.parametrize("name", ["jax", "array_api:array_api_strict"])
+def test_to_numpy_copies_are_writable_and_independent(name):
+    pytest.importorskip(name.rpartition(":")[2])
+    backend = mm.backends.load(name)
+    x = backend.asarray(np.zeros(4096, np.float32))
+    found = backend.to_numpy(x)
+    found[:] = 7
+    assert not backend.to_numpy(x).any()
+
+
+def test_synchronize_gives_the_same_tree(backend):
+    values = (backend.asarray(np.ones(2, np.float32)), Pair(backend.asarray(np.zeros(3, np.float32)), None))
+    found = backend.synchronize(values)
+    assert type(found[1]) is Pair
+    assert [backend.to_numpy(leaf).tolist() for leaf in tree.leaves(found)] == [[1.0, 1.0], [0.0, 0.0, 0.0]]
+
+
+def test_a_backend_is_frozen_hashable_and_lists_its_devices(backend):
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        backend.name = "other"
+    assert {backend: 1}[backend] == 1
+    assert backend.devices and all(isinstance(device, str) for device in backend.devices)
+
+
+# jit
+
+
+def scaled(x, y, *, power):
+    """Needs ``power`` as a Python number: it is a loop count."""
+    for _ in range(power):
+        x = x * y
+    return x
+
+
+def test_jit_takes_static_arguments_by_name(backend):
+    run = backend.jit(scaled, static=("power",))
+    x, y = (backend.asarray(np.float32(value)) for value in (3, 2))
+    assert [float(run(x, y, power=power)) for power in (0, 1, 3)] == [3.0, 6.0, 24.0]
+
+
+def descend(params, gradient, rate):
+    return tree.map(lambda p, g: p - rate * g, params, gradient)
+
+
+def test_jit_with_donated_arguments_computes_the_same(backend):
+    rng = np.random.default_rng(0)
+    params, gradient = ((rng.normal(size=(2, 3)).astype(np.float32), np.ones(2, np.float32)) for _ in range(2))
+    on_backend = [tree.map(backend.asarray, given) for given in (params, gradient)]
+    rate = backend.asarray(np.float32(0.5))
+    run = backend.jit(descend, donate=("params",))
+    once = run(on_backend[0], on_backend[1], rate)
+    twice = run(once, gradient=on_backend[1], rate=rate)
+    for found, p, g in zip(twice, params, gradient, strict=True):
+        np.testing.assert_allclose(backend.to_numpy(found), p - g, rtol=1e-6, atol=1e-6)
+
+
+def shifted(x, by):
+    return x[0] + by, x[1], None
+
+
+@pytest.mark.parametrize("name", ["numpy", "array_api:array_api_strict"])
+def test_debug_poisons_donated_arguments_and_no_others(name):
+    backend = mm.backends.load(name, debug=True)
+    floats, integers, kept = (backend.asarray(np.ones(3, t)) for t in (np.float32, np.int32, np.float32))
+    found, count, _ = backend.jit(shifted, donate=("x",))((floats, integers), kept)
+    assert backend.to_numpy(found).tolist() == [2.0, 2.0, 2.0] and backend.to_numpy(count).tolist() == [1, 1, 1]
+    assert np.isnan(backend.to_numpy(floats)).all() and not backend.to_numpy(integers).any()
+    assert backend.to_numpy(kept).tolist() == [1.0, 1.0, 1.0]
+
+
+def test_without_debug_numpy_runs_the_function_itself():
+    assert mm.backends.load("numpy").jit(add_one, donate=("x",)) is add_one
+
+
+def test_jax_gives_back_the_same_wrapper_for_the_same_function(jax):
+    backend = mm.backends.load("jax")
+    assert backend.jit(descend, donate=("params",)) is backend.jit(descend, donate=("params",))
+    assert backend.jit(descend, donate=("params",)) is not backend.jit(descend)
+
+
+def polynomial(x, a):
+    return a * x * x
+
+
+def test_jax_compiles_once_for_new_values_and_again_for_a_new_shape(jax):
+    backend = mm.backends.load("jax", precision="high")  # a backend that no other test compiles for
+    for rate in (0.1, 0.2, 0.3):
+        run = backend.jit(polynomial)
+        assert float(run(backend.asarray(np.float32(2)), rate)) == pytest.approx(4 * rate, rel=1e-6)
+        assert run.compiled._cache_size() == 1
+    run(backend.asarray(np.ones(2, np.float32)), 0.4)
+    assert run.compiled._cache_size() == 2
+
+
+# scan
+
+
+def running(carry, x):
+    """A step with a carry, an input and an output of several leaves."""
+    total, last = carry
+    total = total + x.left * x.right
+    return (total, x.left), Pair(total, last)
+
+
+def test_scan_equals_a_python_loop(backend):
+    rng = np.random.default_rng(1)
+    left, right = (rng.integers(-9, 9, size=(6, 2, 3)).astype(np.float32) for _ in range(2))
+    zeros = np.zeros((2, 3), np.float32)
+    carry, expected = (zeros, zeros), []
+    for i in range(6):
+        carry, y = running(carry, Pair(left[i], right[i]))
+        expected.append(y)
+    start = (backend.asarray(zeros), backend.asarray(zeros))
+    last, ys = backend.scan(running, start, Pair(backend.asarray(left), backend.asarray(right)))
+    assert type(ys) is Pair
+    for found, want in zip(tree.leaves(last, ys), [*carry, *map(np.stack, zip(*expected, strict=True))], strict=True):
+        np.testing.assert_array_equal(backend.to_numpy(found), want)
+
+
+def test_scan_without_outputs_gives_the_carry(backend):
+    xs = backend.asarray(np.arange(5, dtype=np.int32))
+    total, ys = backend.scan(lambda carry, x: (carry + x, None), backend.asarray(np.int32(0)), xs)
+    assert int(total) == 10 and ys is None
+
+
+@functools.cache
+def scanning(backend):
+    """A module-level function, as jit asks for, that scans."""
+
+    def total(xs):
+        return backend.scan(lambda carry, x: (carry + x, carry), backend.xp.zeros_like(xs[0, ...]), xs)
+
+    return total
+
+
+def test_scan_runs_inside_jit(backend):
+    xs = backend.asarray(np.arange(8, dtype=np.float32).reshape(4, 2))
+    total, before = backend.jit(scanning(backend))(xs)
+    assert backend.to_numpy(total).tolist() == [12.0, 16.0]
+    assert backend.to_numpy(before).tolist() == [[0.0, 0.0], [0.0, 1.0], [2.0, 4.0], [6.0, 9.0]]
+
+
+@pytest.mark.parametrize("lengths", [(0,), (0, 0), (3, 2), (1, 0), ()])
+def test_scan_refuses_no_steps_and_unequal_lengths(backend, lengths):
+    xs = tuple(backend.asarray(np.zeros((n, 2), np.float32)) for n in lengths)
+    with pytest.raises(ValueError, match=r"scan: expected xs with one common length of at least 1"):
+        backend.scan(lambda carry, x: (carry, carry), backend.asarray(np.float32(0)), xs)
+
+
+@pytest.mark.parametrize("change", ["shape", "dtype"])
+def test_scan_refuses_a_carry_that_changes(backend, change):
+    """JAX always does; the eager backends do in debug mode, in which the suite loads them."""
+    xp = backend.xp
+
+    def step(carry, x):
+        return (xp.concat((carry, carry)) if change == "shape" else xp.astype(carry, xp.int32)), x
+
+    xs = backend.asarray(np.zeros(3, np.float32))
+    with pytest.raises(TypeError, match="carry"):
+        backend.scan(step, backend.asarray(np.ones(2, np.float32)), xs)
+
+
+# integer_matmul
+
+
+def integer_matmul(backend, a, b):
+    """The backend's product on the host, checked to be int32."""
+    found = backend.to_numpy(backend.integer_matmul(backend.asarray(a), backend.asarray(b)))
+    assert found.dtype == np.int32
+    return found
+
+
+def product(a, b):
+    return a.astype(np.int64) @ b.astype(np.int64)
+
+
+@pytest.mark.parametrize("inner", [1, 7, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 5])
+def test_integer_matmul_equals_the_product_in_int64(backend, inner):
+    rng = np.random.default_rng(inner)
+    a, b = (rng.integers(-128, 128, size=shape).astype(np.int8) for shape in [(5, inner), (inner, 3)])
+    np.testing.assert_array_equal(integer_matmul(backend, a, b), product(a, b))
+
+
+@pytest.mark.parametrize("shapes", [((2, 4, 9), (2, 9, 3)), ((4, 9), (2, 9, 3)), ((2, 1, 4, 9), (3, 9, 5))])
+def test_integer_matmul_broadcasts_over_populations(backend, shapes):
+    rng = np.random.default_rng(2)
+    a, b = (rng.integers(-128, 128, size=shape).astype(np.int8) for shape in shapes)
+    np.testing.assert_array_equal(integer_matmul(backend, a, b), product(a, b))
+
+
+@pytest.mark.parametrize("inner", [BLOCK, BLOCK + 1, 5_000, interface.MAX_INNER])
+def test_integer_matmul_is_exact_at_the_extremes(backend, inner):
+    """−128 · −128 is the greatest product there is; the longest sum of it still fits an int32."""
+    a, b = np.full((1, inner), -128, np.int8), np.full((inner, 1), -128, np.int8)
+    assert product(a, b)[0, 0] < 2**31
+    np.testing.assert_array_equal(integer_matmul(backend, a, b), product(a, b))
+
+
+@pytest.mark.parametrize("place", [0, -1])
+@pytest.mark.parametrize("inner", [1_026, 1_040])
+def test_integer_matmul_is_exact_where_float32_is_not(backend, inner, place):
+    """An odd sum above 2^24 has no float32: one block of up to 1,040 products could not give it."""
+    a, b = np.full((1, inner), -128, np.int8), np.full((inner, 1), -128, np.int8)
+    a[0, place] = b[place, 0] = 1
+    expected = product(a, b)
+    assert expected[0, 0] > 2**24 and int(np.float32(expected[0, 0])) != expected[0, 0]
+    np.testing.assert_array_equal(integer_matmul(backend, a, b), expected)
+
+
+def test_integer_matmul_of_no_products_is_zero(backend):
+    found = integer_matmul(backend, np.zeros((2, 0), np.int8), np.zeros((0, 3), np.int8))
+    assert found.tolist() == [[0, 0, 0], [0, 0, 0]]
+
+
+@pytest.mark.parametrize("inner", [(3, 4), (4, 3), (BLOCK, BLOCK + 1), (BLOCK + 1, BLOCK)])
+def test_integer_matmul_refuses_inner_axes_that_differ(backend, inner):
+    a, b = backend.asarray(np.ones((2, inner[0]), np.int8)), backend.asarray(np.ones((inner[1], 2), np.int8))
+    with pytest.raises((TypeError, ValueError)):
+        backend.integer_matmul(a, b)
+
+
+@pytest.mark.parametrize("dtypes", [("uint8", "int8"), ("int8", "uint8"), ("float32", "float32"), ("int32", "int32")])
+def test_integer_matmul_refuses_other_dtypes(backend, dtypes):
+    a, b = (backend.asarray(np.ones((2, 2), dtype)) for dtype in dtypes)
+    with pytest.raises(TypeError, match=r"integer_matmul: expected int8 arrays, got .*" + dtypes[0]):
+        backend.integer_matmul(a, b)
+
+
+def test_integer_matmul_refuses_an_inner_axis_that_could_overflow(backend):
+    inner = interface.MAX_INNER + 1
+    assert inner * 128 * 128 >= 2**31
+    a, b = backend.asarray(np.zeros((1, inner), np.int8)), backend.asarray(np.zeros((inner, 1), np.int8))
+    with pytest.raises(ValueError, match=f"at most {interface.MAX_INNER}, got {inner}"):
+        backend.integer_matmul(a, b)
+
+
+# kth_largest
+
+
+def kth_of_row(x, k, *, backend):
+    return backend.kth_largest(x, k)
+
+
+def kth_largest(backend, x, k):
+    run = backend.jit(kth_of_row, static=("backend",))
+    return backend.to_numpy(run(backend.asarray(x), backend.asarray(np.asarray(k, np.int32)), backend=backend))
+
+
+def sorted_kth(x, k):
+    descending = -np.sort(-x, axis=-1)
+    index = np.broadcast_to(np.asarray(k) - 1, x.shape[:-1])[..., None]
+    return np.take_along_axis(descending, index, axis=-1)[..., 0]
+
+
+@given(
+    shape=st.sampled_from([(1,), (9,), (3, 9), (2, 3, 4)]),
+    levels=st.sampled_from([1, 3, 1_000_000]),
+    scale=st.sampled_from([1e-30, 1.0, 1e30]),
+    per_row=st.booleans(),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_kth_largest_equals_sorting(backend, shape, levels, scale, per_row, seed):
+    """Ties where there are few levels; signs and zeros mixed; k for all or one for each row."""
+    rng = np.random.default_rng(seed)
+    x = (rng.integers(-levels, levels + 1, size=shape) / levels * scale).astype(np.float32)
+    k = rng.integers(1, shape[-1] + 1, size=shape[:-1] if per_row else ())
+    np.testing.assert_array_equal(kth_largest(backend, x, k), sorted_kth(x, k))
+
+
+def test_kth_largest_takes_a_python_int_and_every_rank(backend):
+    x = np.float32([2.0, -np.inf, 0.0, 1e-40, -3.5, np.inf, 2.0, -1e-40])
+    found = [float(backend.kth_largest(backend.asarray(x), k)) for k in range(1, 9)]
+    assert found == [np.inf, 2.0, 2.0, float(np.float32(1e-40)), 0.0, float(np.float32(-1e-40)), -3.5, -np.inf]
+
+
+def test_kth_largest_gives_a_value_of_its_input_in_its_dtype(backend):
+    x = np.random.default_rng(3).normal(size=(4, 33)).astype(np.float32)
+    found = kth_largest(backend, x, [1, 2, 17, 33])
+    assert found.dtype == np.float32 and found.shape == (4,)
+    assert all(value in row for value, row in zip(found, x, strict=True))
+
+
+def test_kth_largest_does_not_reorder_its_input(backend):
+    x = np.random.default_rng(4).normal(size=(2, 20)).astype(np.float32)
+    given_array = backend.asarray(x)
+    backend.kth_largest(given_array, 5)
+    np.testing.assert_array_equal(backend.to_numpy(given_array), x)
+
+
+# load, available, register
+
+
+def test_load_gives_the_same_object_for_the_same_options():
+    load = mm.backends.load
+    assert load("numpy") is load("numpy") and load("numpy", debug=True) is load("numpy", debug=True)
+    assert load("numpy") is not load("numpy", debug=True)
+
+
+def test_load_passes_a_backend_through(backend):
+    assert mm.backends.load(backend) is backend
+
+
+def test_load_names_the_backend():
+    assert mm.backends.load("numpy").name == "numpy" and mm.backends.load("numpy").xp is np
+    assert mm.backends.load("array_api:array_api_strict").name == "array_api:array_api_strict"
+
+
+@pytest.mark.parametrize("name", ["tensorflow", "", "numpyy:gpu", "NumPy"])
+def test_an_unknown_backend_lists_what_there_is(name):
+    head = name.partition(":")[0]
+    with pytest.raises(ValueError, match=f"unknown backend {head!r}. Available: numpy.*array_api"):
+        mm.backends.load(name)
+
+
+def test_array_api_without_a_namespace_says_how_to_name_one():
+    with pytest.raises(ValueError, match="array_api:array_api_strict"):
+        mm.backends.load("array_api")
+
+
+def test_array_api_takes_any_namespace():
+    for backend in (mm.backends.load("array_api:numpy"), array_api.make(xp=np)):
+        assert backend.name == "array_api:numpy" and backend.xp is np
+
+
+@pytest.fixture
+def without(monkeypatch, registry):
+    """without("jax"): as if that library were not installed."""
+    found = mm.backends.find_spec
+    return lambda name: monkeypatch.setattr(mm.backends, "find_spec", lambda needs: needs != name and found(needs))
+
+
+def test_a_backend_that_is_not_installed_says_how_to_install_it(without):
+    without("jax")
+    assert "jax" not in mm.backends.available()
+    with pytest.raises(ImportError, match=r"'jax' needs jax: pip install 'minimodel\[jax\]'. Available: numpy"):
+        mm.backends.load("jax")
+    with pytest.raises(ValueError, match=r"Not installed: jax \(pip install 'minimodel\[jax\]'\)"):
+        mm.backends.load("unknown")
+
+
+def test_array_api_needs_only_the_namespace_it_is_given(without):
+    without("array_api_strict")
+    assert mm.backends.load("array_api:numpy").xp is np
+
+
+def test_available_names_what_is_installed():
+    assert {"numpy", "array_api"} <= set(mm.backends.available())
+
+
+def make_registered(variant="plain", **options):
+    return dataclasses.replace(numpy_backend.make(**options), name=f"mine:{variant}")
+
+
+def test_a_registered_backend_loads_by_name_and_variant(registry):
+    mm.backends.register("mine", make_registered)
+    assert "mine" in mm.backends.available()
+    assert mm.backends.load("mine").name == "mine:plain"
+    assert mm.backends.load("mine:fast", debug=True).name == "mine:fast"
+    assert mm.backends.load("mine") is mm.backends.load("mine")
+
+
+def test_registering_again_replaces_the_backend(registry):
+    mm.backends.register("mine", make_registered)
+    first = mm.backends.load("mine")
+    mm.backends.register("mine", lambda: dataclasses.replace(first, name="second"))
+    assert mm.backends.load("mine").name == "second"
+
+
+@pytest.mark.parametrize("name", ["numpy", "jax", "array_api", "mine:fast", ":", ""])
+def test_register_refuses_names_that_load_could_not_find(registry, name):
+    with pytest.raises(ValueError, match="name: expected a new name without ':'"):
+        mm.backends.register(name, make_registered)
+    assert name not in mm.backends._registered
+
+
+def test_an_entry_point_is_a_backend(registry, monkeypatch):
+    points = [SimpleNamespace(name="theirs", load=lambda: make_registered)]
+
+    def entry_points(*, group, name=None):
+        return [point for point in points if group == "minimodel.backends" and name in (None, point.name)]
+
+    monkeypatch.setattr(mm.backends, "entry_points", entry_points)
+    assert mm.backends.available()[-1] == "theirs"
+    assert mm.backends.load("theirs:fast").name == "mine:fast"
+    with pytest.raises(ValueError, match=r"unknown backend 'other'.*theirs"):
+        mm.backends.load("other")
+
+
+# JAX's devices and precision
+
+
+def test_jax_on_the_cpu_keeps_its_arrays_there(jax):
+    backend = mm.backends.load("jax:cpu")
+    assert backend.name == "jax:cpu"
+    assert backend.asarray(np.ones(2)).device.platform == "cpu"
+    assert backend.devices == tuple(str(device) for device in jax.devices("cpu"))
+
+
+def test_jax_without_a_gpu_refuses_one_clearly(jax):
+    if jax.default_backend() == "gpu":
+        pytest.skip("there is a GPU")
+    with pytest.raises(ValueError, match=r"backend 'jax:gpu': JAX sees no such device, only .*"):
+        mm.backends.load("jax:gpu")
+
+
+def matmul(x, y):
+    return x @ y
+
+
+def precisions(jaxpr):
+    """The precision of every matrix product in a jaxpr, also of those inside calls."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            yield equation.params["precision"]
+        for value in equation.params.values():
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from precisions(inner)
+
+
+@pytest.mark.parametrize(
+    ("options", "allowed"),
+    [
+        ({}, {"HIGHEST"}),
+        ({"precision": "highest"}, {"HIGHEST"}),
+        ({"precision": "high"}, {"HIGH"}),
+        ({"precision": "default"}, {"DEFAULT", None}),
+    ],
+)
+def test_jax_pins_the_precision_of_products(jax, options, allowed):
+    backend = mm.backends.load("jax", **options)
+    x = backend.asarray(np.ones((2, 2), np.float32))
+    found = list(precisions(jax.make_jaxpr(backend.jit(matmul))(x, x).jaxpr))
+    assert len(found) == 1
+    of_both = found[0] if isinstance(found[0], tuple) else (found[0],) * 2
+    assert {getattr(of_one, "name", None) for of_one in of_both} <= allowed
+
+
+def test_jax_leaves_the_processs_own_settings_alone(jax):
+    """Two precisions run side by side, and neither stays behind after a call."""
+    before = jax.config.jax_default_matmul_precision
+    for precision in ("highest", "default"):
+        backend = mm.backends.load("jax", precision=precision)
+        backend.jit(add_one)(backend.asarray(np.ones(2, np.float32)))
+        assert jax.config.jax_default_matmul_precision == before
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "", None])
+def test_jax_refuses_an_unknown_precision(jax, precision):
+    with pytest.raises(ValueError, match=r"precision: expected one of .*highest.*, got"):
+        mm.backends.load("jax", precision=precision)
+
+
+@pytest.mark.parametrize("name", ["numpy:fast", "jax:fast"])
+def test_an_unknown_variant_is_refused_by_name(jax, name):
+    with pytest.raises(ValueError, match=name):
+        mm.backends.load(name)
