@@ -24,7 +24,7 @@ class Backend:
                      which must not be empty
     random_bits      (key, shape) -> uint32 words of threefry2x32; key (*population, 2) -> (*population, *shape)
     integer_matmul   (a, b) -> exact int32 product of int8 arrays
-    kth_largest      (x, k) -> the k-th largest along the last axis; k from 1, an int or shaped like the rest of x
+    kth_largest      (x, k) -> the k-th largest along the last axis; k from 1 to n, an int or shaped like the rest of x
     """
 
     name: str
@@ -47,6 +47,8 @@ def check_integer_matmul(a: Array, b: Array) -> None:
     """Refuse what could not be exact: anything but int8, or an inner axis whose sum may leave int32."""
     if any(str(dtype).rpartition(".")[2] != "int8" for dtype in (a.dtype, b.dtype)):
         raise TypeError(f"integer_matmul: expected int8 arrays, got {a.dtype} and {b.dtype}")
+    if a.shape[-1] != b.shape[-2]:
+        raise ValueError(f"integer_matmul: expected (…, m, k) and (…, k, n), got {a.shape} and {b.shape}")
     if a.shape[-1] > MAX_INNER:
         raise ValueError(f"integer_matmul: the inner axis must be at most {MAX_INNER}, got {a.shape[-1]}; split it")
 

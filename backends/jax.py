@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from minimodel.backends.array_api import random_bits
+from minimodel.backends import array_api
 from minimodel.backends.interface import Backend, check_integer_matmul, scan_length
 from minimodel.tree import Array, Tree
 
@@ -36,7 +36,7 @@ def make(variant: str | None = None, *, precision: str = "highest") -> Backend:
         synchronize=jax.block_until_ready,
         jit=functools.cache(functools.partial(jit, settings)),
         scan=scan,
-        random_bits=functools.partial(random_bits, jnp),
+        random_bits=random_bits,
         integer_matmul=integer_matmul,
         kth_largest=kth_largest,
     )
@@ -62,7 +62,8 @@ class Settings(ExitStack):
 
 def asarray(device: Any, x: Any, dtype: Any = None) -> Array:
     """A copy on the device. ``jnp.array`` copies; ``device_put`` alone could alias NumPy's memory."""
-    return jax.device_put(jnp.array(x, dtype=dtype, copy=True), device)
+    own = isinstance(x, jax.Array)  # also while it is being traced
+    return jax.device_put(jnp.array(x if own else np.asarray(x), dtype=dtype, copy=True), device)
 
 
 def jit(settings: Callable[[], Any], fn: Any, static: tuple[str, ...] = (), donate: tuple[str, ...] = ()) -> Any:
@@ -82,6 +83,11 @@ def scan(step: Callable[..., Any], carry: Tree, xs: Tree) -> tuple[Tree, Tree]:
     """One XLA loop."""
     scan_length(xs)
     return lax.scan(step, carry, xs)
+
+
+def random_bits(key: Array, shape: tuple[int, ...]) -> Array:
+    """The same source, jitted. The barrier keeps XLA from simplifying through chained keys, which took it seconds."""
+    return array_api.random_bits(jnp, lax.optimization_barrier(key), shape)
 
 
 def integer_matmul(a: Array, b: Array) -> Array:

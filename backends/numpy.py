@@ -14,8 +14,10 @@ WORDS = 65_536  # a block of draws that stays in the cache: about 20 ns a word, 
 EXACT_INNER = 1_024  # 2^24 / 2^14: so many products of int8 add up exactly in float32
 
 
-def make(*, debug: bool = False) -> Backend:
+def make(variant: str | None = None, *, debug: bool = False) -> Backend:
     """Eager NumPy. ``debug`` as in ``array_api.make``."""
+    if variant:
+        raise ValueError(f"backend 'numpy:{variant}': NumPy has no variants; load('numpy')")
     return replace(
         array_api.make(xp=np, debug=debug),
         name="numpy",
@@ -41,13 +43,13 @@ def random_bits(key: Array, shape: tuple[int, ...]) -> Array:
         for start in range(0, size, columns):
             block = slice(start, min(start + columns, size))
             out[row : row + rows, block] = counter_words(np, keys[row : row + rows], block.start, block.stop)
-    return out.reshape(*key.shape[:-1], *shape)
+    return out.reshape((*key.shape[:-1], *shape))
 
 
 def integer_matmul(a: Array, b: Array) -> Array:
     """int8 · int8 → int32 through float32 BLAS: exact, since each block of the inner axis stays within 2^24."""
     check_integer_matmul(a, b)
-    blocks = [slice(start, start + EXACT_INNER) for start in range(0, a.shape[-1], EXACT_INNER)]
+    blocks = [slice(start, start + EXACT_INNER) for start in range(0, max(1, a.shape[-1]), EXACT_INNER)]
     parts = [a[..., k].astype(np.float32) @ b[..., k, :].astype(np.float32) for k in blocks]
     return np.sum([part.astype(np.int32) for part in parts], axis=0, dtype=np.int32)
 

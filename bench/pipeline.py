@@ -19,6 +19,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--sparsity", type=float, default=0.9)
     parser.add_argument("--bits", type=int, default=4)
+    parser.add_argument("--epochs", type=int, help="of gradient descent; the other stages follow it")
     options = parser.parse_args()
     runs = []
     for backend in options.backends.split(","):
@@ -27,7 +28,13 @@ def main() -> None:
             data = mm.datasets.load(options.data, seed=seed)
             network = mm.Network((data.train.x.shape[1], *map(int, options.hidden.split(",")), data.outputs))
             stages = pipeline.run(
-                network, data, seed=seed, backend=backend, sparsity=options.sparsity, bits=options.bits
+                network,
+                data,
+                seed=seed,
+                backend=backend,
+                sparsity=options.sparsity,
+                bits=options.bits,
+                epochs=options.epochs,
             )
             found = [stage.summary() for stage in stages]
             seconds = perf_counter() - start

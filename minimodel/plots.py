@@ -30,11 +30,21 @@ def draw_run(stages: list[Stage], title: str, path: str | Path) -> None:
 
     classify = stages[0].accuracy is not None
     errors = [100 * (1 - (stage.accuracy or 0)) if classify else 1 - (stage.r2 or 0) for stage in stages]
-    cost.plot([stage.bytes for stage in stages], errors, "o-", color=SOFT)
-    for stage, error in zip(stages, errors, strict=True):
+    sizes = [stage.bytes / 1000 for stage in stages]
+    middle = (max(sizes) * min(sizes)) ** 0.5
+    cost.plot(sizes, errors, "o-", color=SOFT)
+    for stage, size, error in zip(stages, sizes, errors, strict=True):
+        left = size > middle
         cost.annotate(
-            stage.name, (stage.bytes, error), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=8
+            stage.name,
+            (size, error),
+            xytext=(-8 if left else 8, 6),
+            textcoords="offset points",
+            ha="right" if left else "left",
+            fontsize=8,
         )
-    cost.set(xscale="log", yscale="log", xlabel="bytes on disk", ylabel="test error, %" if classify else "1 − test R²")
-    cost.margins(0.15, 0.15)
+    cost.set(xscale="log", xlabel="kB on disk", ylabel="test error, %" if classify else "1 − test R²", ylim=(0, None))
+    ticks = sorted(set(sizes))
+    cost.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
+    cost.minorticks_off()
     figure.savefig(path, dpi=150)

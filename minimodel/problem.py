@@ -97,7 +97,10 @@ def run_keys(seed: Any, population: int | None) -> np.ndarray:
         raise ValueError(f"seed: expected an integer from 0 to 2^64 − 1, got {seed!r}")
     if population is None:
         return random.key(int(seed))
-    return random.key([int(seed) + i for i in range(check_count("population", population, 1))])
+    seeds = [int(seed) + i for i in range(check_count("population", population, 1))]
+    if not 0 <= seeds[0] <= seeds[-1] < 2**64:
+        raise ValueError(f"seed: expected an integer from 0 to 2^64 − {len(seeds)}, got {seed!r}")
+    return random.key(np.asarray(seeds, np.uint64))
 
 
 def check_count(name: str, value: Any, least: int) -> int:

@@ -65,7 +65,8 @@ def uniform(
     *,
     backend: str | Backend = "numpy",
 ) -> Array:
-    """float32 in [low, high): low + (high − low)·k/2²³ with k the word's 23 high bits.
+    """float32 in [low, high): low + (high − low)·k/2²³ with k the word's 23 high bits. Where low is not 0, rounding
+    may give high itself.
 
     The bits are the same on every backend where high − low is a power of two; elsewhere a fused multiply-add
     may change the last one.

@@ -77,7 +77,7 @@ def assert_masked(model):
 def test_masks_are_those_of_torch(oracle, data, sparsity):
     """scope="layer" is l1_unstructured on each layer, scope="global" is global_unstructured with L1Unstructured."""
     torch = oracle("torch")
-    prune = torch.nn.utils.prune
+    prune = oracle("torch.nn.utils.prune")
     model = random_model()
     for scope in pruning.SCOPES:
         linear = [torch.nn.Linear(*shape) for shape in NETWORK.shapes]

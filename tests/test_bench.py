@@ -1,0 +1,52 @@
+"""The benchmarks run, report every case and write their JSON; what they measure is not asserted."""
+
+import json
+import sys
+
+import pytest
+
+from minimodel.bench import agreement, algorithms, common, draws, pipeline
+
+
+def run(module, monkeypatch, tmp_path, *arguments):
+    out = tmp_path / "found.json"
+    monkeypatch.setattr(sys, "argv", [module.__name__, *arguments, "--out", str(out)])
+    module.main()
+    found = json.loads(out.read_text())
+    assert found["machine"]["packages"]["numpy"]
+    return found
+
+
+def test_side_by_side_runs_the_cases_in_turns():
+    order = []
+    found = common.side_by_side({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, repeats=2)
+    assert order == ["a", "b"] * 3
+    assert all(case["min"] <= case["median"] <= case["max"] for case in found.values())
+
+
+def test_draws(monkeypatch, tmp_path):
+    monkeypatch.setattr(draws, "WORDS", 1_000)
+    assert "numpy bits" in run(draws, monkeypatch, tmp_path)["seconds"]
+
+
+def test_algorithms(monkeypatch, tmp_path):
+    for name, value in {"EPOCHS": 1, "MEMBERS": 2, "GENERATIONS": 1, "CANDIDATES": 4}.items():
+        monkeypatch.setattr(algorithms, name, value)
+    found = run(algorithms, monkeypatch, tmp_path)
+    assert {"numpy gradient descent", "numpy random search"} <= set(found["seconds"]) == set(found["counts"])
+
+
+def test_agreement(monkeypatch, tmp_path):
+    pytest.importorskip("jax")
+    found = run(agreement, monkeypatch, tmp_path, "--hidden", "16")
+    assert found["different words of 2^20"] == 0
+    assert found["initial parameters, ulp"] <= 4
+    assert found["first 100 losses, relative"] <= 1e-4
+
+
+def test_pipeline_over_seeds(monkeypatch, tmp_path, capsys):
+    found = run(
+        pipeline, monkeypatch, tmp_path, "--hidden", "8", "--seeds", "2", "--backends", "numpy", "--epochs", "1"
+    )
+    assert [run["seed"] for run in found["runs"]] == [0, 1]
+    assert "±" in capsys.readouterr().out

@@ -1,0 +1,30 @@
+"""The README's Python runs as it stands, and its commands exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
+    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README.md", "exec"), {})
+    printed = capsys.readouterr().out.splitlines()
+    accuracies = [float(line.split()[0]) for line in printed[:4]]
+    assert accuracies[0] > 0.3
+    assert min(accuracies[1:]) > 0.95
+    assert (tmp_path / "digits.safetensors").stat().st_size < 201_000 / 15
+
+
+def test_every_command_and_option_the_readme_names_exists():
+    pytest.importorskip("click")
+    from minimodel.cli import cli
+
+    known = {option for command in cli.commands.values() for param in command.params for option in param.opts}
+    blocks = "\n".join(re.findall(r"^minimodel .*$", README, flags=re.MULTILINE))
+    named = set(re.findall(r"--[a-z]+", blocks))
+    assert {"--backend", "--json"} <= named <= known
+    assert {line.split()[1] for line in blocks.splitlines()} == set(cli.commands)
