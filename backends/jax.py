@@ -87,7 +87,7 @@ def scan(step: Callable[..., Any], carry: Tree, xs: Tree) -> tuple[Tree, Tree]:
 
 def random_bits(key: Array, shape: tuple[int, ...]) -> Array:
     """The same source, jitted. The barrier keeps XLA from simplifying through chained keys, which took it seconds."""
-    return array_api.random_bits(jnp, lax.optimization_barrier(key), shape)
+    return array_api.random_bits(jnp, lax.optimization_barrier(key), shape)  # type: ignore[no-untyped-call]
 
 
 def integer_matmul(a: Array, b: Array) -> Array:

@@ -5,6 +5,7 @@ Compilation is left out: every case runs once before it is timed. Batches of 32,
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import minimodel as mm
@@ -31,21 +32,12 @@ def main() -> None:
             continue
         backend = load(name)
         model = train(data, backend)
-        add(f"{name} gradient descent", lambda b=backend: train(data, b), steps, "step")
-        add(f"{name} gradient descent × {MEMBERS}", lambda b=backend: train(data, b, MEMBERS), steps * MEMBERS, "step")
-        add(f"{name} random search", lambda b=backend: search(data, b), GENERATIONS * CANDIDATES, "candidate")
-        add(
-            f"{name} prune and retrain",
-            lambda b=backend, m=model: mm.prune(m, data, sparsity=0.9, seed=0, backend=b, epochs=EPOCHS),
-            steps,
-            "step",
-        )
-        add(
-            f"{name} quantize and retrain",
-            lambda b=backend, m=model: mm.quantize(m, data, bits=4, seed=0, backend=b, epochs=EPOCHS),
-            steps,
-            "step",
-        )
+        retrain: dict[str, Any] = {"data": data, "seed": 0, "backend": backend, "epochs": EPOCHS}
+        add(f"{name} gradient descent", partial(train, data, backend), steps, "step")
+        add(f"{name} gradient descent × {MEMBERS}", partial(train, data, backend, MEMBERS), steps * MEMBERS, "step")
+        add(f"{name} random search", partial(search, data, backend), GENERATIONS * CANDIDATES, "candidate")
+        add(f"{name} prune and retrain", partial(mm.prune, model, sparsity=0.9, **retrain), steps, "step")
+        add(f"{name} quantize and retrain", partial(mm.quantize, model, bits=4, **retrain), steps, "step")
     try:
         from sklearn.neural_network import MLPClassifier
     except ImportError:

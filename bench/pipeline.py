@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 
@@ -45,12 +46,12 @@ def main() -> None:
     report({"data": Path(options.data).name, "settings": settings, "runs": runs}, options.out)
 
 
-def summary(stages: list[dict]) -> str:
+def summary(stages: list[dict[str, Any]]) -> str:
     """The test errors of one run, in per cent."""
     return ", ".join(f"{stage['name']} {100 * (1 - stage['accuracy']):.2f} %" for stage in stages)
 
 
-def show(backend: str, runs: list[dict]) -> None:
+def show(backend: str, runs: list[dict[str, Any]]) -> None:
     """One line a stage."""
     print(f"\n{backend}, {len(runs)} seeds: test error %, difference to gradient_descent, bytes, seconds")
     errors = np.array([[100 * (1 - stage["accuracy"]) for stage in run["stages"]] for run in runs])
