@@ -1,6 +1,7 @@
 """The command line: results on stdout, progress and errors on stderr, exit codes 0, 1 (failed) and 2 (usage)."""
 
 import json
+import math
 import platform
 import sys
 from collections.abc import Callable, Iterator
@@ -97,6 +98,8 @@ def run(
     DATA is 'digits' (embedded), a folder of IDX files (as MNIST's), a .npz with x and y, or a .csv whose last column
     is the target.
     """
+    if math.isnan(sparsity):  # click's range lets it pass
+        raise click.UsageError("--sparsity: expected a number from 0 to 1, got nan")
     loaded = backends.load(backend)
     splits = datasets.load(data, seed=seed, task=task)
     network = Network((splits.train.x.shape[1], *_sizes(hidden), splits.outputs))

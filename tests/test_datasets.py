@@ -397,8 +397,8 @@ BROKEN_ARRAYS = {
     "NaN in x": ({"x": x_with(np.nan), "y": labels(30)}, "x: NaN, infinite.* at row 3, column 1"),
     "infinity in x": ({"x": x_with(-np.inf), "y": labels(30)}, "x: NaN, infinite.* at row 3, column 1"),
     "beyond float32": ({"x": x_with(1e39), "y": labels(30)}, "x: NaN, infinite.* at row 3, column 1"),
-    "NaN in y": ({"x": table()[0], "y": x_with(np.nan)[:, 1]}, "y: NaN or infinite.* at row 3"),
-    "infinity in y": ({"x": table()[0], "y": x_with(np.inf)[:, 1]}, "y: NaN or infinite.* at row 3"),
+    "NaN in y": ({"x": table()[0], "y": x_with(np.nan)[:, 1]}, "y: NaN.*infinite.* at row 3"),
+    "infinity in y": ({"x": table()[0], "y": x_with(np.inf)[:, 1]}, "y: NaN.*infinite.* at row 3"),
     "y beyond float32": ({"x": table()[0], "y": x_with(1e300)[:, 1]}, "y: .*infinite.* at row 3"),
     "a gap": ({"x": table()[0], "y": 2 * labels(30)}, "label 4 is out of range"),
     "a negative label": ({"x": table()[0], "y": labels(30) - 1}, "out of range"),
@@ -556,6 +556,12 @@ def test_whole_numbers_of_a_csv_as_targets(tmp_path):
         datasets.load(path)
 
 
+def test_whole_numbers_of_a_csv_beyond_every_integer_type(tmp_path):
+    path = write_csv(tmp_path / "d.csv", lines(lambda i: 10**25 * (1 + i % 2)))
+    found = datasets.load(path, task="regression")
+    np.testing.assert_allclose(np.unique(found.train.y), [1e25, 2e25], rtol=1e-6)
+
+
 BROKEN_CSV = {
     "empty": ("", "expected lines of features and a target"),
     "blank lines": ("\n\n\n", "expected lines of features and a target"),
@@ -566,11 +572,10 @@ BROKEN_CSV = {
     "a missing feature": (lines(lambda i: i % 2) + "1,,0\n", "line 31: a feature that is no number"),
     "NaN": (lines(lambda i: i % 2) + "nan,1,0\n", "x: NaN, infinite.* at row 30, column 0"),
     "infinity": (lines(lambda i: i % 2) + "1,-inf,0\n", "x: NaN, infinite.* at row 30, column 1"),
-    "NaN target": (lines(lambda i: i / 3) + "1,1,nan\n", "y: NaN or infinite"),
+    "NaN target": (lines(lambda i: i / 3) + "1,1,nan\n", "y: NaN.*infinite"),
     "target beyond float32": (lines(lambda i: i / 3) + "1,1,1e300\n", "y: .*infinite"),
     "one column": ("1\n2\n3\n4\n", "x: expected a non-empty"),
     "out of range": (lines(lambda i: 5 + i % 2), "out of range"),
-    "huge label": (lines(lambda i: 10**25 + i % 2), "y: "),
     "too few rows": ("1,2,0\n3,4,1\n", "too few|more rows"),
     "semicolons": (lines(lambda i: i % 2).replace(",", ";"), "."),
     "second header": (lines(lambda i: i % 2) + "a,b,c\n", "line 31: a feature that is no number"),

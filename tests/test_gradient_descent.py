@@ -44,9 +44,9 @@ def assert_same(found, expected):
         np.testing.assert_array_equal(ours, theirs)
 
 
-def program(backend, splits, optimizer, loss=losses.softmax_cross_entropy, batch_size=16):
+def program(backend, splits, optimizer, batch_size=16):
     """The parts of a run for driving ``begin`` and ``epoch`` by hand."""
-    problem = prepare(NETWORK, splits, loss, backend, fitted=splits)
+    problem = prepare(NETWORK, splits, None, backend, fitted=splits)
     static = Static(backend, NETWORK, problem.loss, optimizer.rule, DIRECT, batch_size)
     return problem, static
 
@@ -202,7 +202,8 @@ def test_masked_weights_are_and_stay_exactly_zero(name, backend, splits):
 
 def test_each_member_may_have_its_own_masks(backend, splits):
     masks = draw_masks(3)
-    model = mm.gradient_descent(NETWORK, splits, seed=0, backend=backend, epochs=1, population=3, masks=masks)
+    data = replace(splits, validation=splits.train)
+    model = mm.gradient_descent(NETWORK, data, seed=0, backend=backend, epochs=2, population=3, masks=masks)
     for layer, mask in zip(model.params, masks, strict=True):
         np.testing.assert_array_equal(layer.weight[mask == 0], 0)
         assert (layer.weight[mask == 1] != 0).all()
@@ -220,14 +221,14 @@ def test_masks_of_ones_change_nothing(splits):
 def test_masked_momentum_never_revives_a_weight(name, backend, splits):
     """The state carried from before the mask is cleared where the mask is 0, and stays so."""
     optimizer = OPTIMIZERS[name]
-    problem, static = program(backend, splits, optimizer)
+    problem, static = program(backend, replace(splits, validation=splits.train), optimizer, batch_size=32)
     masks = draw_masks()
     given = Traced(to_backend(backend, optimizer.config), to_backend(backend, masks), None)
     params = to_backend(backend, NETWORK.init(random.key(0)))
     state = tree.map(lambda leaf: leaf + 1, optimizer.rule.init(params))  # momentum everywhere
     restart = backend.jit(begin, static=("static",), donate=("params", "opt_state"))
     run = backend.jit(epoch, static=("static",), donate=("state",))
-    rates = backend.asarray(np.full(4, 0.1), backend.xp.float32)
+    rates = backend.asarray(np.full(len(splits.train.x) // 32, 0.1), backend.xp.float32)
     now = restart(params, state, problem.validation, given, static=static)
     for done in range(3):
         host = backend.to_numpy(now)
@@ -410,11 +411,11 @@ def test_a_run_that_diverges_says_where_and_keeps_the_best(backend, population):
     assert np.isfinite(error.model.evaluate(regression().validation).loss).all()
 
 
-def test_a_run_that_diverges_stops_there():
+def test_a_run_that_diverges_stops_there(backend):
     """Not all of its epochs are run."""
     seen = []
     with pytest.raises(mm.DivergedError):
-        diverge("jax", callback=lambda done, total, loss: seen.append(done))
+        diverge(backend, callback=lambda done, total, loss: seen.append(done))
     assert len(seen) < 6
 
 
@@ -436,11 +437,13 @@ def test_one_member_may_diverge_without_the_others(backend):
 
 
 def with_part(name, **changes):
-    return lambda data: {"data": replace(data, **{name: getattr(data, name)._replace(**changes_of(changes, data))})}
+    """The data with x or y of one part made anew."""
 
+    def change(data):
+        part = getattr(data, name)._replace(**{field: make(data) for field, make in changes.items()})
+        return {"data": replace(data, **{name: part})}
 
-def changes_of(changes, data):
-    return {key: change(data) for key, change in changes.items()}
+    return change
 
 
 def nan_in_x(data):
@@ -473,6 +476,8 @@ BAD = {
     "an unknown loss": (lambda _: {"loss": "hinge"}, "loss"),
     "an unknown backend": (lambda _: {"backend": "abacus"}, "backend"),
     "no batch": (lambda _: {"batch_size": 0}, "batch_size"),
+    "half a row": (lambda _: {"batch_size": 2.5}, "batch_size"),
+    "half an epoch": (lambda _: {"epochs": 1.5}, "epochs"),
     "negative epochs": (lambda _: {"epochs": -1}, "epochs"),
     "a negative seed": (lambda _: {"seed": -1}, "seed"),
     "a seed of bool": (lambda _: {"seed": True}, "seed"),
@@ -632,5 +637,7 @@ def test_quantizing_compiles(jax_backend, symmetric):
     restored, faked, passed = whole(w, np.ones_like(w))
     np.testing.assert_allclose(restored, faked, rtol=1e-6, atol=1e-7)
     quantizer = qarray.calibrate(w, 4, symmetric=symmetric)
-    np.testing.assert_allclose(np.abs(restored - w).mean(), np.abs(qarray.fake_quantize(w, quantizer) - w).mean(), rtol=0.02)
+    np.testing.assert_allclose(
+        np.abs(restored - w).mean(), np.abs(qarray.fake_quantize(w, quantizer) - w).mean(), rtol=0.02
+    )
     assert set(np.unique(passed)) <= {0.0, 1.0}

@@ -116,9 +116,11 @@ def test_curvature_is_the_directional_difference_of_the_gradient(name, populatio
     np.testing.assert_allclose(loss.curvature(z, y, v), expected, rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("shared", [False, True], ids=["own targets", "shared targets"])
+@pytest.mark.parametrize(
+    ("population", "shared"), [(None, True), (3, False), (3, True)], ids=["single", "own targets", "shared targets"]
+)
 @pytest.mark.parametrize("name", NAMES)
-def test_every_backend_agrees_with_float64(name, shared, backend, population):
+def test_every_backend_agrees_with_float64(name, population, shared, backend):
     z, y = make(name, population, shared)
     v = np.random.default_rng(3).normal(size=z.shape)
     loss = LOSSES[name]
@@ -229,9 +231,7 @@ def test_huber_refuses_a_delta_that_is_not_positive(delta):
 
 def test_huber_is_half_the_squared_error_inside_delta():
     z, y = make("huber")
-    np.testing.assert_allclose(
-        losses.huber(1e3).value(z, y), losses.mean_squared_error.value(z, y) / 2, rtol=1e-14
-    )
+    np.testing.assert_allclose(losses.huber(1e3).value(z, y), losses.mean_squared_error.value(z, y) / 2, rtol=1e-14)
 
 
 def test_get_takes_a_name_or_a_loss():

@@ -162,9 +162,7 @@ def test_numbers_over_a_population_equal_single_runs(name):
         state, config = optimizer.rule.init(params), numbers(optimizer)
         for step in range(STEPS):
             moving = iter(draws)
-            grads = tree.map(
-                lambda leaf, moving=moving, step=step, i=i: gradient(leaf, next(moving)[step, i]), params
-            )
+            grads = tree.map(lambda leaf, moving=moving, step=step, i=i: gradient(leaf, next(moving)[step, i]), params)
             params, state = optimizer.rule.update(config, np.asarray(RATES[i]), grads, state, params)
         for many, one in zip(tree.leaves(together), tree.leaves(params), strict=True):
             np.testing.assert_allclose(many[i], one, rtol=1e-11, atol=1e-13)
