@@ -44,16 +44,20 @@ def load(name: str | Backend, **options: Any) -> Backend:
     Options go to the backend: ``load("jax", precision="default")``, ``load("numpy", debug=True)``.
     Raises ValueError for a name that is unknown and ImportError for one that is not installed.
     """
-    if isinstance(name, Backend):
-        return name
-    return _load(name, **options)
+    if not isinstance(name, str | Backend) or (isinstance(name, Backend) and options):
+        raise TypeError(f"backend: expected a name with options, or a Backend alone, got {name!r} and {options}")
+    return _load(name, **options) if isinstance(name, str) else name
 
 
 @functools.cache
 def _load(name: str, **options: Any) -> Backend:
-    head, _, variant = str(name).partition(":")
+    head, _, variant = name.partition(":")
     arguments = (variant,) if variant else ()
-    return _factory(head)(*arguments, **options)
+    factory = _factory(head)
+    try:
+        return factory(*arguments, **options)
+    except TypeError as error:
+        raise TypeError(f"backend {name!r} with options {options}: {error}") from error
 
 
 def _factory(name: str) -> Callable[..., Backend]:

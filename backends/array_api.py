@@ -25,6 +25,8 @@ def make(variant: str | None = None, *, xp: Any = None, debug: bool = False) -> 
         if not variant:
             raise ValueError("backend 'array_api' needs a namespace: load('array_api:array_api_strict'), say")
         xp = importlib.import_module(variant)
+    if not all(hasattr(xp, name) for name in ("__array_namespace_info__", "astype", "take_along_axis")):
+        raise ValueError(f"backend: {xp.__name__} is not a namespace of the Array API standard 2024.12")
     return Backend(
         name=f"array_api:{xp.__name__}",
         xp=xp,

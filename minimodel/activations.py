@@ -73,7 +73,7 @@ def _tanh_curvature(z: Array, a: Array) -> Array:
 
 
 def sigmoid(z: Array) -> Array:
-    """1/(1 + e⁻ᶻ) = (1 + tanh(z/2))/2, which no z overflows."""
+    """1/(1 + e⁻ᶻ) = (1 + tanh(z/2))/2, which no z overflows; exact to an absolute, not a relative, rounding error."""
     a = namespace(z).tanh(0.5 * z)
     a *= 0.5
     a += 0.5
@@ -119,19 +119,27 @@ def _gelu(z: Array) -> Array:
 
 def _gelu_slope(z: Array, a: Array) -> Array:
     """(1 + t)/2 + z(1 − t²)u′/2"""
+    z = _saturated(z)
     t = _gelu_tanh(z)
     return 0.5 * (1 + t) + 0.5 * z * (1 - t * t) * ROOT * (1 + 3 * CUBE * z * z)
 
 
 def _gelu_curvature(z: Array, a: Array) -> Array:
     """(1 − t²)(u′ + zu″/2 − zt u′²)"""
+    z = _saturated(z)
     t = _gelu_tanh(z)
     du = ROOT * (1 + 3 * CUBE * z * z)
     return (1 - t * t) * (du + 3 * ROOT * CUBE * z * z - z * t * du * du)
 
 
 def _gelu_tanh(z: Array) -> Array:
+    z = _saturated(z)
     return namespace(z).tanh(ROOT * (z + CUBE * z * z * z))
+
+
+def _saturated(z: Array) -> Array:
+    """z within ±10, where t is ±1 to the last bit and no power of z overflows."""
+    return namespace(z).clip(z, -10.0, 10.0)
 
 
 ACTIVATIONS = {

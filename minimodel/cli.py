@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import platform
 import sys
 from collections.abc import Callable, Iterator
@@ -31,6 +32,11 @@ except ImportError as missing:
 
 FAILURES = (ValueError, TypeError, ImportError, OSError, DivergedError, MemoryError)
 JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout instead of a table.")
+TEST_SEED = click.option(
+    "--seed",
+    type=click.IntRange(0, 2**63),
+    help="Of the run that made MODEL: decides which rows of 'digits' are the test part. By default as MODEL remembers.",
+)
 SEED = click.option("--seed", type=click.IntRange(0, 2**63), default=0, show_default=True, help="Decides every draw.")
 BACKEND = click.option("--backend", default="numpy", show_default=True, help="numpy, jax, jax:cpu, jax:gpu, …")
 
@@ -45,6 +51,10 @@ def main(arguments: list[str] | None = None) -> None:
         fail("interrupted", 130)
     except FAILURES as error:
         fail(str(error) or type(error).__name__, 1)
+    except Exception as error:
+        if os.environ.get("MINIMODEL_DEBUG"):
+            raise
+        fail(f"unexpected {type(error).__name__}: {error}; MINIMODEL_DEBUG=1 shows where", 1)
 
 
 def fail(message: str, code: int) -> None:
@@ -138,9 +148,9 @@ def run(
     }
     if plot:
         plots.draw_run(stages, f"{Path(data).name}, {backend}, seed {seed}", files["plot"])
-    storage.write(files["record"], (json.dumps(record, indent=2) + "\n").encode())
+    storage.write(files["record"], (to_json(record, indent=2) + "\n").encode())
     if as_json:
-        click.echo(json.dumps(record))
+        click.echo(to_json(record))
     else:
         show(record, stages)
 
@@ -171,6 +181,19 @@ def environment(backend: backends.Backend) -> dict[str, Any]:
             {key: pool.get(key) for key in ("internal_api", "version", "num_threads")} for pool in threadpool_info()
         ],
     }
+
+
+def to_json(values: Any, indent: int | None = None) -> str:
+    """JSON, which has no infinity: null in its place."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(item) for item in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(plain(values), indent=indent, allow_nan=False)
 
 
 def show(record: dict[str, Any], stages: list[Stage]) -> None:
@@ -229,12 +252,19 @@ def progress_bars() -> Iterator[Callable[[str], Callback]]:
 @JSON
 def list_backends(as_json: bool) -> None:
     """List the backends installed here and the devices they see."""
-    found = {name: list(backends.load(_example(name)).devices) for name in backends.available()}
+    found = {name: _devices(_example(name)) for name in backends.available()}
     if as_json:
-        click.echo(json.dumps({"backends": found}))
+        click.echo(to_json({"backends": found}))
         return
     for name, devices in found.items():
         click.echo(f"{_example(name):<28} {', '.join(devices)}")
+
+
+def _devices(name: str) -> list[str]:
+    try:
+        return list(backends.load(name).devices)
+    except Exception as error:  # a third party's: whatever it is, the others are still to be listed
+        return [f"unusable: {error}"]
 
 
 def _example(name: str) -> str:
@@ -244,9 +274,9 @@ def _example(name: str) -> str:
 @cli.command()
 @click.argument("model_path", metavar="MODEL", type=click.Path(path_type=Path))
 @click.argument("data")
-@SEED
+@TEST_SEED
 @JSON
-def predict(model_path: Path, data: str, seed: int, as_json: bool) -> None:
+def predict(model_path: Path, data: str, seed: int | None, as_json: bool) -> None:
     """Print what MODEL predicts for every row of DATA, one a line.
 
     DATA is a .npz with x or a .csv, with or without targets; or 'digits' or a folder of IDX files, of which the test
@@ -255,7 +285,7 @@ def predict(model_path: Path, data: str, seed: int, as_json: bool) -> None:
     loaded = model.load(model_path)
     predictions = loaded.predict(_rows(loaded, data, seed)[0])
     if as_json:
-        click.echo(json.dumps({"model": str(model_path), "data": data, "predictions": predictions.tolist()}))
+        click.echo(to_json({"model": str(model_path), "data": data, "predictions": predictions.tolist()}))
         return
     for prediction in predictions:
         click.echo(",".join(map(str, np.atleast_1d(prediction))))
@@ -264,9 +294,9 @@ def predict(model_path: Path, data: str, seed: int, as_json: bool) -> None:
 @cli.command()
 @click.argument("model_path", metavar="MODEL", type=click.Path(path_type=Path))
 @click.argument("data")
-@SEED
+@TEST_SEED
 @JSON
-def evaluate(model_path: Path, data: str, seed: int, as_json: bool) -> None:
+def evaluate(model_path: Path, data: str, seed: int | None, as_json: bool) -> None:
     """Print the loss of MODEL on DATA, and its accuracy or R².
 
     All rows of a .npz or a .csv count; of 'digits' and of a folder of IDX files the test part.
@@ -280,21 +310,21 @@ def evaluate(model_path: Path, data: str, seed: int, as_json: bool) -> None:
         for name, value in loaded.evaluate(Dataset(x, y))._asdict().items()
     }
     if as_json:
-        click.echo(json.dumps({"model": str(model_path), "data": data, "rows": len(x), **found}))
+        click.echo(to_json({"model": str(model_path), "data": data, "rows": len(x), **found}))
         return
     for name, value in {"rows": len(x), **found}.items():
         if value is not None:
             click.echo(f"{name:<9}{value:,}" if name == "rows" else f"{name:<9}{value:.4f}")
 
 
-def _rows(loaded: Model, data: str, seed: int) -> tuple[np.ndarray, Any]:
+def _rows(loaded: Model, data: str, seed: int | None) -> tuple[np.ndarray, Any]:
     """x and y of the rows a saved model is used on."""
     if loaded.population is not None:
         raise ValueError(f"the file holds a population of {loaded.population} models; save one of them with .member(i)")
     features = loaded.network.layer_sizes[0]
     if Path(data).is_file():
-        return datasets.load_rows(data, features=features, classes=loaded.classes)
-    test = datasets.load(data, seed=seed).test
+        return datasets.load_rows(data, features=features, labels=loaded.loss.labels, classes=loaded.classes)
+    test = datasets.load(data, seed=(loaded.split_seed or 0) if seed is None else seed).test
     if test.x.shape[1] != features:
         raise ValueError(f"{data}: the model takes {features} features, got {test.x.shape[1]}")
     return test

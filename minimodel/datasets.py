@@ -15,6 +15,10 @@ import numpy as np
 from minimodel import random
 
 TASKS = ("classification", "regression")
+DAMAGE = (  # what zipfile and NumPy raise at one place or another of a damaged archive
+    zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError, AttributeError, TypeError, SyntaxError,
+    OverflowError, MemoryError,
+)  # fmt: skip
 IDX_TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 
 
@@ -50,7 +54,8 @@ def fit_normalization(x: np.ndarray) -> Normalization:
     """
     axis = None if x.dtype == np.uint8 else 0
     mean, deviation = (np.atleast_1d(part(x, axis=axis, dtype=np.float64)) for part in (np.mean, np.std))
-    scale = np.where(deviation > 1e-7 * np.abs(mean), 1 / np.where(deviation > 0, deviation, 1), 1)
+    varies = deviation > np.maximum(1e-7 * np.abs(mean), 1e-30)  # beyond it is rounding, or overflows float32
+    scale = np.where(varies, 1 / np.where(varies, deviation, 1), 1)
     return Normalization(mean.astype(np.float32), scale.astype(np.float32))
 
 
@@ -61,6 +66,7 @@ class Splits:
     normalization   of x, fitted on train only; None leaves x as it is
     targets         of y in regression, fitted on train only; predictions are turned back into y's units
     classes         the names of the labels 0, 1, …, or None for regression and for plain numbers
+    split_seed      what the rows were shuffled with; a model remembers it, so as to find its test part again
     """
 
     train: Dataset
@@ -69,6 +75,7 @@ class Splits:
     normalization: Normalization | None = None
     targets: Normalization | None = None
     classes: tuple[str, ...] | None = None
+    split_seed: int | None = None
 
     @property
     def outputs(self) -> int:
@@ -113,10 +120,10 @@ def split(
     data, classes = _check(x, y, task)
     order = random.permutation(random.key(seed), len(data.x))
     held = round(test * len(order))
-    return _assemble(_take(data, order[held:]), _take(data, order[:held]), validation, classes)
+    return _assemble(_take(data, order[held:]), _take(data, order[:held]), validation, classes, seed)
 
 
-def _assemble(rest: Dataset, test: Dataset, validation: float, classes: tuple[str, ...] | None) -> Splits:
+def _assemble(rest: Dataset, test: Dataset, validation: float, classes: tuple[str, ...] | None, seed: int) -> Splits:
     """``rest`` is in random order already."""
     held = round(validation * len(rest.x))
     parts = {"train": _take(rest, slice(held, None)), "validation": _take(rest, slice(held)), "test": test}
@@ -129,7 +136,9 @@ def _assemble(rest: Dataset, test: Dataset, validation: float, classes: tuple[st
             raise ValueError(f"y: no row of the train part has label {absent[0]}; each class needs more rows")
     train = parts["train"]
     targets = fit_normalization(train.y) if train.y.ndim == 2 else None
-    return Splits(**parts, normalization=fit_normalization(train.x), targets=targets, classes=classes)
+    return Splits(
+        **parts, normalization=fit_normalization(train.x), targets=targets, classes=classes, split_seed=int(seed)
+    )
 
 
 def _take(data: Dataset, rows: Any) -> Dataset:
@@ -167,15 +176,22 @@ def check_x(x: Any) -> np.ndarray:
 
 def _check_y(y: np.ndarray, task: str | None) -> tuple[np.ndarray, tuple[str, ...] | None]:
     """int32 labels 0 … K−1 with the names of text labels, or finite float32 targets (n, out)."""
+    if y.dtype.kind in "OT":  # text as pandas has it
+        y = np.asarray(y.tolist())
+    if y.ndim == 2 and y.shape[1] == 1 and y.dtype.kind != "f":
+        y = y[:, 0]
     text = y.dtype.kind in "US"
-    if y.size == 0 or y.dtype.kind not in "uifbUS" or y.ndim > 2:
+    if y.size == 0 or y.dtype.kind not in "uifbUS" or y.ndim not in (1, 2):
         raise ValueError(f"y: expected numbers or text of shape (n,) or (n, out), got {y.dtype} of shape {y.shape}")
     if task == "regression" and text:
         raise ValueError("y: regression needs numbers, got text")
     if task == "regression" or ((task is None and (y.dtype.kind == "f" or y.ndim == 2)) and not text):
-        targets = y.reshape(len(y), -1).astype(np.float32)
+        with np.errstate(over="ignore"):
+            targets = y.reshape(len(y), -1).astype(np.float32)
         if not np.isfinite(targets).all():
-            raise ValueError(f"y: NaN or infinite at row {np.argwhere(~np.isfinite(targets))[0][0]} (from 0)")
+            raise ValueError(
+                f"y: NaN, infinite or beyond float32 at row {np.argwhere(~np.isfinite(targets))[0][0]} (from 0)"
+            )
         return targets, None
     if y.ndim != 1:
         raise ValueError(f"y: expected one label a row, shape (n,), got {y.shape}")
@@ -192,24 +208,28 @@ def _check_labels(y: np.ndarray) -> np.ndarray:
     if not (labels == y).all():
         raise ValueError(f"y: labels must be whole numbers, got {y[labels != y][0]}")
     distinct = np.unique(labels)
-    if len(distinct) < 2 or distinct[0] != 0 or distinct[-1] != len(distinct) - 1:
-        wrong = distinct[distinct != np.arange(len(distinct))]
-        odd = wrong[-1] if len(wrong) else distinct[-1]
+    if len(distinct) < 2:
+        raise ValueError(f"y: at least two classes are needed, got {len(distinct)}")
+    if distinct[0] != 0 or distinct[-1] != len(distinct) - 1:
+        odd = distinct[distinct != np.arange(len(distinct))][-1]
         raise ValueError(
-            f"y: label {odd} is out of range: {len(distinct)} classes must be labelled 0 … K−1, at least two and "
-            "without gaps; renumber them, give them as text, or ask for task 'regression'"
+            f"y: label {odd} is out of range: {len(distinct)} classes must be labelled 0 to {len(distinct) - 1} without "
+            "gaps; renumber them, give them as text, or ask for task 'regression'"
         )
     return labels.astype(np.int32)
 
 
-def load_rows(source: str | Path, *, features: int, classes: tuple[str, ...] | None = None) -> tuple[np.ndarray, Any]:
+def load_rows(
+    source: str | Path, *, features: int, labels: bool, classes: tuple[str, ...] | None = None
+) -> tuple[np.ndarray, Any]:
     """x (n, features) and y, or None where there is no target, of every row of a .npz or .csv, unsplit.
 
-    Text labels become the indices of ``classes``. A .csv of exactly ``features`` columns has no target.
+    ``labels`` says that y holds labels: they become the indices of ``classes``, or whole numbers. A .csv of exactly
+    ``features`` columns has no target.
     """
     path = Path(source)
     if path.suffix.lower() == ".csv":
-        x, y = _read_csv(path, features)
+        x, y = _read_csv(path, features, text=classes is not None)
     elif path.suffix.lower() == ".npz":
         x, y = _read_npz(path)
     else:
@@ -217,45 +237,64 @@ def load_rows(source: str | Path, *, features: int, classes: tuple[str, ...] | N
     x = check_x(x)
     if x.shape[1] != features:
         raise ValueError(f"{path}: the model takes {features} features, got {x.shape[1]}")
-    if y is not None and y.dtype.kind in "US" and classes:
+    if y is None or not labels:
+        return x, y
+    y = y.reshape(len(y)) if y.size == len(y) else y
+    if classes:
         places = {name: i for i, name in enumerate(classes)}
-        if unknown := sorted(set(y.tolist()) - set(places)):
+        if unknown := sorted(set(map(str, y.tolist())) - set(places)):
             raise ValueError(f"{path}: the model does not know the label {unknown[0]!r}, only {', '.join(classes)}")
-        y = np.asarray([places[name] for name in y.tolist()], np.int32)
+        return x, np.asarray([places[str(name)] for name in y.tolist()], np.int32)
+    if y.dtype.kind == "f" and (y == np.round(y)).all():
+        y = y.astype(np.int64)
     return x, y
 
 
 def _read_npz(path: Path) -> tuple[np.ndarray, Any]:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            if "x" not in archive:
-                raise ValueError(f"it has no array x, only {', '.join(archive) or 'none'}")
-            return archive["x"], archive.get("y")
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, AttributeError, TypeError) as error:
-        raise ValueError(f"{path}: not a readable .npz of plain arrays x and y ({error})") from error
+    with path.open("rb") as file:  # opened here: NumPy leaves a broken archive open
+        try:
+            with np.load(file, allow_pickle=False) as archive:
+                if "x" not in archive:
+                    raise ValueError(f"it has no array x, only {', '.join(archive) or 'none'}")
+                return archive["x"], archive.get("y")
+        except DAMAGE as error:
+            raise ValueError(f"{path}: not a readable .npz of plain arrays x and y ({error})") from error
 
 
-def _read_csv(path: Path, features: int | None = None) -> tuple[np.ndarray, Any]:
-    """Features and the last column; the first line is a header if no cell of it is a number."""
+def _read_csv(path: Path, features: int | None = None, text: bool = False) -> tuple[np.ndarray, Any]:
+    """Features and the last column, as ``text`` or as what it holds; a first line that names the columns is skipped."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            lines = [(i, row) for i, row in enumerate(csv.reader(file), 1) if row]
+            lines = [(i, [cell.strip() for cell in row]) for i, row in enumerate(csv.reader(file), 1) if row]
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path}: not a readable CSV file ({error})") from error
-    if lines and all(_number(cell) is None for cell in lines[0][1]):
-        lines = lines[1:]
+    lines = lines[1:] if _is_header([cells for _, cells in lines]) else lines
     if not lines:
         raise ValueError(f"{path}: expected lines of features and a target, got none")
     width = len(lines[0][1])
+    if width == 1 and features != 1:
+        raise ValueError(f"{path}: only one column; are the cells separated by commas?")
     inputs = features if width == features else width - 1
     table = np.empty((len(lines), inputs), np.float64)
     for row, (number, cells) in enumerate(lines):
         values = [_number(cell) for cell in cells[:inputs]]
-        if len(cells) != width or None in values:
-            fault = f"{len(cells)} cells, expected {width}" if len(cells) != width else "a feature that is no number"
+        if len(cells) != width:
+            raise ValueError(f"{path}, line {number}: {len(cells)} cells, expected {width}")
+        if None in values or not cells[-1]:
+            fault = "the target is empty" if None not in values else "a feature is no number"
             raise ValueError(f"{path}, line {number}: {fault}")
         table[row] = values
-    return table, None if inputs == width else _target_column([cells[-1].strip() for _, cells in lines])
+    if inputs == width:
+        return table, None
+    column = [cells[-1] for _, cells in lines]
+    return table, np.asarray(column) if text else _target_column(column, path)
+
+
+def _is_header(rows: list[list[str]]) -> bool:
+    """No cell of the first row is a number, or its last cell alone is none among those of its column."""
+    if not rows or all(_number(cell) is None for cell in rows[0]):
+        return bool(rows)
+    return len(rows) > 1 and _number(rows[0][-1]) is None and all(_number(row[-1]) is not None for row in rows[1:])
 
 
 def _number(cell: str) -> float | None:
@@ -265,13 +304,17 @@ def _number(cell: str) -> float | None:
         return None
 
 
-def _target_column(cells: list[str]) -> np.ndarray:
+def _target_column(cells: list[str], path: Path) -> np.ndarray:
     """Whole numbers as integers, other numbers as floats, anything else as text."""
     numbers = [_number(cell) for cell in cells]
     if None in numbers:
         return np.asarray(cells)
-    whole = all(cell.lstrip("+-").isdigit() for cell in cells)
-    return np.asarray(numbers, dtype=np.int64 if whole else np.float64)
+    if not all(cell.lstrip("+-").isdigit() for cell in cells):
+        return np.asarray(numbers, np.float64)
+    whole = [int(cell) for cell in cells]
+    if max(map(abs, whole)) >= 2**31:
+        raise ValueError(f"{path}: the target {max(whole, key=abs)} is too large for a label; write it as 1.0e20, say")
+    return np.asarray(whole, np.int64)
 
 
 def _load_idx(folder: Path, seed: int) -> Splits:
@@ -279,9 +322,9 @@ def _load_idx(folder: Path, seed: int) -> Splits:
     parts = []
     for stem in ("train", "t10k"):
         x, y = (_read_idx(_find(folder, f"{stem}-{what}")) for what in ("images", "labels"))
-        parts.append(Dataset(check_x(x), _check_idx_labels(y, folder, stem)))
         if len(x) != len(y):
             raise ValueError(f"{folder}: {stem} has {len(x)} images but {len(y)} labels")
+        parts.append(Dataset(check_x(x), _check_idx_labels(y, folder, stem)))
     rest, test = parts
     if rest.x.shape[1] != test.x.shape[1] or not 0 <= test.y.min() <= test.y.max() <= rest.y.max():
         raise ValueError(
@@ -289,7 +332,7 @@ def _load_idx(folder: Path, seed: int) -> Splits:
             f"features, highest label {test.y.max()} against {rest.y.max()}"
         )
     order = random.permutation(random.key(seed), len(rest.x))
-    return _assemble(_take(rest, order), test, 1 / 6, None)
+    return _assemble(_take(rest, order), test, 1 / 6, None, seed)
 
 
 def _check_idx_labels(y: np.ndarray, folder: Path, stem: str) -> np.ndarray:

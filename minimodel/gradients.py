@@ -25,7 +25,8 @@ def value_and_grad(network: Network, loss: str | Loss, params: Params, x: Array,
     """J(θ) of shape (*population,) and ∂J/∂θ, shaped like ``params``.
 
     x is (batch, in) or (*population, batch, in). y is as the loss says: integer labels (batch,) or floats
-    (batch, out), with the population's axes in front or not. Raises ValueError where the shapes do not fit.
+    (batch, out) of the parameters' dtype, with the population's axes in front or not. Raises ValueError where the
+    shapes do not fit. On an accelerator call it through ``backend.jit``, which pins the precision of products.
     """
     loss = get(loss)
     steps = _forward(network, params, x)
@@ -118,8 +119,10 @@ def _pushforward(network: Network, params: Params, tangent: Params, steps: list[
 
 def _check_targets(loss: Loss, z: Array, y: Array) -> None:
     """A target of another shape would broadcast into a wrong loss without a word."""
-    rows = y.shape[-1:] if loss.labels else y.shape[-2:]
-    expected = z.shape[-2:-1] if loss.labels else z.shape[-2:]
-    if rows != expected:
+    axes = 1 if loss.labels else 2
+    expected = z.shape[-2 : z.ndim - 2 + axes]
+    if y.shape[-axes:] != expected or y.ndim - axes > z.ndim - 2:
         kind = "labels (…, batch)" if loss.labels else "targets (…, batch, out)"
         raise ValueError(f"y: {loss.name} expects {kind} = (…, {', '.join(map(str, expected))}), got {tuple(y.shape)}")
+    if not loss.labels and y.dtype != z.dtype:
+        raise ValueError(f"y: {loss.name} expects targets of the outputs' dtype {z.dtype}, got {y.dtype}")

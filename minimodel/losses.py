@@ -17,7 +17,8 @@ from minimodel.tree import Array, namespace
 class Loss:
     """J(z, y) averaged over the batch, ∂J/∂z, the product (∂²J/∂z²)·v, and the prediction made from z.
 
-    ``labels`` says that y holds class indices. ``config`` is what the loss's own function was called with.
+    ``labels`` says that y holds class indices, ``scaled`` that it holds quantities, which may be normalised.
+    ``config`` is what the loss's own function was called with.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Loss:
     curvature: Callable[[Array, Array, Array], Array]
     decide: Callable[[Array], Array]
     labels: bool = False
+    scaled: bool = False
     config: tuple[tuple[str, float], ...] = ()
 
 
@@ -143,7 +145,7 @@ def _huber_curvature(z: Array, y: Array, v: Array, delta: float) -> Array:
     return inside * v * (1 / (z.shape[-1] * z.shape[-2]))
 
 
-mean_squared_error = Loss("mean_squared_error", _squared, _squared_gradient, _squared_curvature, _raw)
+mean_squared_error = Loss("mean_squared_error", _squared, _squared_gradient, _squared_curvature, _raw, scaled=True)
 softmax_cross_entropy = Loss(
     "softmax_cross_entropy",
     _cross_entropy,
@@ -155,22 +157,26 @@ softmax_cross_entropy = Loss(
 binary_cross_entropy = Loss("binary_cross_entropy", _binary, _binary_gradient, _binary_curvature, _positive)
 
 
-@cache
 def huber(delta: float = 1.0) -> Loss:
     """Quadratic for errors up to δ, linear beyond (Huber 1964). The same δ gives the same object."""
     if not delta > 0:
         raise ValueError(f"delta: expected a number above 0, got {delta}")
+    return _huber_loss(float(delta))
+
+
+@cache
+def _huber_loss(delta: float) -> Loss:
     value, gradient, curvature = (partial(part, delta=delta) for part in (_huber, _huber_gradient, _huber_curvature))
-    return Loss("huber", value, gradient, curvature, _raw, config=(("delta", float(delta)),))
+    return Loss("huber", value, gradient, curvature, _raw, scaled=True, config=(("delta", delta),))
+
+
+NAMES = ("mean_squared_error", "softmax_cross_entropy", "binary_cross_entropy", "huber")
 
 
 def get(loss: str | Loss, **config: Any) -> Loss:
     """A loss by its name, or the loss itself."""
     if isinstance(loss, Loss):
         return loss
-    named = {each.name: each for each in (mean_squared_error, softmax_cross_entropy, binary_cross_entropy)}
-    if loss == "huber":
-        return huber(**config)
-    if loss not in named:
-        raise ValueError(f"loss: expected a Loss or one of {', '.join((*named, 'huber'))}, got {loss!r}")
-    return named[loss]
+    if loss not in NAMES:
+        raise ValueError(f"loss: expected a Loss or one of {', '.join(NAMES)}, got {loss!r}")
+    return huber(**config) if loss == "huber" else globals()[loss]

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minimodel import datasets, losses, packing, storage, tree
-from minimodel.datasets import Dataset, Normalization
+from minimodel.datasets import Dataset, Normalization, Splits
 from minimodel.losses import Loss
 from minimodel.network import Network, Params
 from minimodel.problem import Masks, check_data
-from minimodel.qarray import QArray
+from minimodel.qarray import QArray, levels
 
 ROWS = 4096  # rows in one go: activations stay small whatever the size of the data
 NORMALIZATIONS = ("normalization", "targets")
@@ -20,7 +20,10 @@ MAX_PARAMETERS = 2**27  # in a file: what a damaged or hostile header could ask 
 
 
 class Evaluation(NamedTuple):
-    """The loss, and the accuracy (classification) or the R² (regression); arrays over a population."""
+    """The loss, and the accuracy (classification) or the R² (regression); arrays over a population.
+
+    R² is the mean over the outputs of 1 − Σ(y − ŷ)²/Σ(y − ȳ)², or None where a target never varies.
+    """
 
     loss: Any
     accuracy: Any = None
@@ -35,6 +38,7 @@ class Model:
     normalization   applied to every x before the network sees it
     targets         undone on every output of a regression
     classes         names of the labels 0, 1, …, if they are not plain numbers
+    split_seed      what the data were split with, so that their test part can be found again
     masks           what pruning kept, one array of bool per weight
     quantized       the integers of each weight, of ``bits`` bits
     history         what the run recorded: loss and learning_rate by step, validation_loss by epoch or generation;
@@ -47,6 +51,7 @@ class Model:
     normalization: Normalization | None = None
     targets: Normalization | None = None
     classes: tuple[str, ...] | None = None
+    split_seed: int | None = None
     masks: Masks | None = None
     quantized: tuple[QArray, ...] | None = None
     bits: int | None = None
@@ -83,6 +88,8 @@ class Model:
     def outputs(self, x: Any) -> np.ndarray:
         """Scores of the classes, or predicted targets, (*population, n, out), for raw inputs (n, features)."""
         x = datasets.check_x(x)
+        if x.shape[1] != self.network.layer_sizes[0]:
+            raise ValueError(f"x: expected (n, {self.network.layer_sizes[0]}), got {x.shape}")
         parts = []
         for start in range(0, len(x), ROWS):
             rows = x[start : start + ROWS]
@@ -104,9 +111,11 @@ class Model:
         if self.loss.labels or self.loss is losses.binary_cross_entropy:
             hits = np.asarray(decided == (y if self.loss.labels else y > 0.5))
             return Evaluation(loss, hits.mean(axis=-1 if self.loss.labels else (-2, -1), dtype=np.float64))
-        spread = np.square(y - y.mean(axis=0)).sum(dtype=np.float64)
-        missed = np.square(z - y).sum(axis=(-2, -1), dtype=np.float64)
-        return Evaluation(loss, r2=1 - missed / spread if spread > 0 else None)
+        if (y == y[0]).all(axis=0).any():
+            return Evaluation(loss)
+        exact = y.astype(np.float64)
+        missed, spread = np.square(z - exact).sum(axis=-2), np.square(exact - exact.mean(axis=0)).sum(axis=-2)
+        return Evaluation(loss, r2=(1 - missed / spread).mean(axis=-1))
 
     def save(self, path: str | Path) -> None:
         """Write the model to one file; ``load`` gives back the same numbers."""
@@ -114,12 +123,18 @@ class Model:
 
     def dumps(self) -> bytes:
         """The bytes of the file."""
+        config = dict(self.loss.config)
+        if self.loss.name not in losses.NAMES or losses.get(self.loss.name, **config) is not self.loss:
+            raise ValueError(f"save: a file holds losses of minimodel.losses only, not {self.loss.name!r} of your own")
+        if self.network.parameters * (self.population or 1) > MAX_PARAMETERS:
+            raise ValueError(f"save: a file holds at most {MAX_PARAMETERS} parameters")
         header = {
             "layer_sizes": self.network.layer_sizes,
             "activation": self.network.activation,
             "initializer": self.network.initializer,
-            "loss": [self.loss.name, dict(self.loss.config)],
+            "loss": [self.loss.name, config],
             "classes": self.classes,
+            "split_seed": self.split_seed,
             "population": self.population,
             "bits": self.bits,
         }
@@ -143,6 +158,12 @@ class Model:
         return zip(self.params, masks, self.quantized or nothing, strict=True)
 
 
+def new_model(network: Network, params: Params, loss: Loss, data: Splits) -> Model:
+    """A model with what it needs to know of the data it was found on."""
+    targets = data.targets if loss.scaled else None
+    return Model(network, params, loss, data.normalization, targets, data.classes, data.split_seed)
+
+
 def load(path: str | Path) -> Model:
     """The model in a file. Raises ValueError for a file that is damaged or not a model, OSError if there is none."""
     return loads(Path(path).read_bytes(), str(path))
@@ -160,6 +181,10 @@ def loads(raw: bytes, name: str = "model") -> Model:
 def _decode(header: dict[str, Any], tensors: dict[str, np.ndarray]) -> Model:
     network = Network(tuple(header["layer_sizes"]), header["activation"], header["initializer"])
     population, bits = header.get("population"), header.get("bits")
+    if population is not None and (type(population) is not int or population < 1):
+        raise ValueError(f"population: expected a positive integer, got {population!r}")
+    if bits is not None:
+        levels(bits, True)
     if network.parameters * (population or 1) > MAX_PARAMETERS:
         raise ValueError(f"{network.parameters} parameters; at most {MAX_PARAMETERS} are read")
     known = {f"{name}.{part}" for name in NORMALIZATIONS for part in Normalization._fields}
@@ -171,6 +196,8 @@ def _decode(header: dict[str, Any], tensors: dict[str, np.ndarray]) -> Model:
     if used != set(tensors):
         raise ValueError(f"unexpected tensors {sorted(set(tensors) - used)}")
     params, masks, quantized = zip(*layers, strict=True)
+    if len({mask is None for mask in masks}) > 1:
+        raise ValueError("expected masks of all layers or of none")
     name, config = header["loss"]
     return Model(
         network,
@@ -178,17 +205,31 @@ def _decode(header: dict[str, Any], tensors: dict[str, np.ndarray]) -> Model:
         losses.get(name, **config),
         _normalization(tensors, "normalization", network.layer_sizes[0]),
         _normalization(tensors, "targets", network.layer_sizes[-1]),
-        tuple(map(str, header["classes"])) if "classes" in header else None,
-        None if any(mask is None for mask in masks) else masks,
-        quantized if bits else None,
+        _classes(header["classes"], network.layer_sizes[-1]) if "classes" in header else None,
+        _split_seed(header.get("split_seed")),
+        None if masks[0] is None else masks,
+        None if bits is None else quantized,
         bits,
     )
 
 
 def _normalization(tensors: dict[str, np.ndarray], name: str, size: int) -> Normalization | None:
-    if f"{name}.shift" not in tensors:
+    if not {f"{name}.{part}" for part in Normalization._fields} & set(tensors):
         return None
     found = Normalization(*(tensors[f"{name}.{part}"] for part in Normalization._fields))
-    if any(part.shape not in ((1,), (size,)) or not np.isfinite(part).all() for part in found):
+    fits = all(part.dtype == np.float32 and part.shape in ((1,), (size,)) and np.isfinite(part).all() for part in found)
+    if not fits or not (found.scale > 0).all():
         raise ValueError(f"{name}: it does not fit the network")
     return found
+
+
+def _classes(names: Any, outputs: int) -> tuple[str, ...]:
+    if not isinstance(names, list) or len(names) != outputs or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"classes: expected {outputs} names, got {names!r}")
+    return tuple(names)
+
+
+def _split_seed(seed: Any) -> int | None:
+    if seed is not None and (type(seed) is not int or not 0 <= seed < 2**64):
+        raise ValueError(f"split_seed: expected an integer from 0 to 2^64 − 1, got {seed!r}")
+    return seed

@@ -1,13 +1,15 @@
 """A dense network: what it is, how its parameters begin, what it computes."""
 
 from dataclasses import dataclass
-from math import prod, sqrt
+from math import sqrt
 from typing import NamedTuple
+
+import numpy as np
 
 from minimodel import random
 from minimodel.activations import ACTIVATIONS, Activation
 from minimodel.backends import Backend, load
-from minimodel.tree import Array, leaves
+from minimodel.tree import Array
 
 
 class Layer(NamedTuple):
@@ -35,7 +37,7 @@ class Network:
     initializer: str = "he"
 
     def __post_init__(self) -> None:
-        sizes = tuple(self.layer_sizes)
+        sizes = tuple(self.layer_sizes) if np.iterable(self.layer_sizes) else ()
         if len(sizes) < 2 or not all(hasattr(n, "__index__") and n > 0 for n in sizes):
             raise ValueError(f"layer_sizes: expected at least two positive integers, got {self.layer_sizes!r}")
         object.__setattr__(self, "layer_sizes", tuple(int(n) for n in sizes))
@@ -97,10 +99,5 @@ def check(network: Network, params: Params, x: Array) -> None:
     found = tuple(layer.weight.shape[-2:] for layer in params)
     if found != network.shapes or any(w.shape[-1:] != b.shape[-1:] for w, b in params):
         raise ValueError(f"params: expected weights of shapes {network.shapes}, got {found}")
-    if x.ndim < 2 or x.shape[-1] != network.layer_sizes[0]:
-        raise ValueError(f"x: expected (…, batch, {network.layer_sizes[0]}), got {tuple(x.shape)}")
-
-
-def count(params: Params) -> int:
-    """How many numbers the parameters hold."""
-    return sum(prod(leaf.shape) for leaf in leaves(params))
+    if x.ndim < 2 or x.shape[-1] != network.layer_sizes[0] or x.shape[-2] == 0:
+        raise ValueError(f"x: expected (…, batch, {network.layer_sizes[0]}), batch at least 1, got {tuple(x.shape)}")

@@ -35,6 +35,9 @@ def unpack_layer(
     if "mask" in tensors:
         flags = np.unpackbits(_inflate(tensors["mask"], -(-prod(shape) // 8)), count=prod(shape))
         mask = flags.astype(bool).reshape(shape)
+    values = {"weight"} if bits is None else {"values", "scale", "zero_point"}
+    if unexpected := sorted(set(tensors) - {"bias", "mask"} - values):
+        raise ValueError(f"unexpected tensors {unexpected}")
     kept = prod(shape) if mask is None else int(mask.sum())
     bias = _expect(tensors, "bias", np.float32, (*shape[:-2], shape[-1]))
     if bits is None:
@@ -47,7 +50,11 @@ def unpack_layer(
     packed = _inflate(tensors["values"], -(-kept * bits // 8))
     filled = np.broadcast_to(zero_point, shape)  # the integer of a pruned weight
     q = QArray(_expand(unpack_integers(packed, bits, kept), mask, shape, filled), scale, zero_point)
-    return Layer(dequantize(q), bias), mask, q
+    with np.errstate(over="ignore"):
+        weight = dequantize(q)
+    if not np.isfinite(weight).all():
+        raise ValueError("scale: so large that weights are infinite")
+    return Layer(weight, bias), mask, q
 
 
 def _expand(values: np.ndarray, mask: np.ndarray | None, shape: tuple[int, ...], fill: int | np.ndarray) -> np.ndarray:

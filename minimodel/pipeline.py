@@ -6,12 +6,13 @@ from time import perf_counter
 from typing import Any
 
 from minimodel.backends import Backend
-from minimodel.compress.pruning import prune
+from minimodel.compress.pruning import prune, to_remove
 from minimodel.compress.quantization import quantize
 from minimodel.datasets import Splits
 from minimodel.model import Model
 from minimodel.network import Network
 from minimodel.problem import Callback
+from minimodel.qarray import levels
 from minimodel.search import optimizers, schedules
 from minimodel.search.gradient_descent import gradient_descent
 from minimodel.search.optimizers import Optimizer
@@ -58,6 +59,10 @@ def run(
                   more, quantization half as many
     on_progress   called with a stage's name; what it returns is that stage's callback
     """
+    levels(bits, True)  # refuse what a late stage would refuse, before any work
+    to_remove(network, sparsity, None, "global")
+    if epochs is not None and epochs < 0:
+        raise ValueError(f"epochs: expected at least 0, got {epochs}")
     many = len(data.train.x) >= MANY_ROWS
     epochs = (20 if many else 40) if epochs is None else epochs
     common: dict[str, Any] = {"seed": seed, "backend": backend}
@@ -104,7 +109,7 @@ def recipe(data: Splits, peak: float) -> Optimizer:
 def measure(name: str, model: Model, data: Splits, seconds: float) -> Stage:
     """The figures of a model on test and validation data."""
     test, validation = model.evaluate(data.test), model.evaluate(data.validation)
-    loss, accuracy, r2, chosen = (
-        None if value is None else float(value) for value in (test.loss, test.accuracy, test.r2, validation.accuracy)
+    accuracy, r2, chosen = (
+        None if value is None else float(value) for value in (test.accuracy, test.r2, validation.accuracy)
     )
-    return Stage(name, model, loss or 0.0, accuracy, r2, chosen, model.nonzero, model.nbytes, seconds)
+    return Stage(name, model, float(test.loss), accuracy, r2, chosen, model.nonzero, model.nbytes, seconds)

@@ -64,25 +64,32 @@ def prepare(
     for name in ("train", "validation"):
         x, y = check_data(network, loss, getattr(data, name), name)
         x = fitted.normalization(x) if fitted.normalization else x
-        y = fitted.targets(y) if fitted.targets else y
+        y = fitted.targets(y) if loss.scaled and fitted.targets else y
         parts.append((backend.asarray(x, backend.xp.float32), backend.asarray(y)))
     return Problem(backend, network, loss, *parts)
 
 
 def check_data(network: Network, loss: Loss, data: Dataset, name: str = "data") -> Dataset:
     """The data with targets as the loss takes them; ValueError where something does not fit."""
+    if not isinstance(data, Dataset):
+        raise TypeError(f"{name}: expected a Dataset(x, y), got {type(data).__name__}")
     x, y = np.asarray(data.x), np.asarray(data.y)
+    x = x.reshape(len(x), -1) if x.ndim > 2 else x
     inputs, outputs = network.layer_sizes[0], network.layer_sizes[-1]
     if x.ndim != 2 or x.shape[1] != inputs:
         raise ValueError(f"{name}.x: the network takes (n, {inputs}), got {x.shape}")
     if len(x) == 0 or len(x) != len(y):
         raise ValueError(f"{name}: expected x and y of one length of at least 1, got {len(x)} and {len(y)}")
+    if x.dtype.kind not in "uifb" or y.dtype.kind not in "uifb":
+        raise ValueError(f"{name}: x and y must be numbers, got {x.dtype} and {y.dtype}")
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         raise ValueError(f"{name}: x or y holds NaN or infinity; remove or fill it")
     if not loss.labels:
         y = (y[:, None] if y.ndim == 1 else y).astype(np.float32)
         if y.shape[1:] != (outputs,):
             raise ValueError(f"{name}.y: {loss.name} and the network expect (n, {outputs}), got {np.shape(data.y)}")
+        if loss is losses.binary_cross_entropy and not (y.min() >= 0 and y.max() <= 1):
+            raise ValueError(f"{name}.y: {loss.name} expects targets from 0 to 1, got {y.min()} to {y.max()}")
     elif y.ndim != 1 or y.dtype.kind not in "iu" or y.min() < 0 or y.max() >= outputs:
         what = f"{y.dtype} of shape {y.shape}" + (f" from {y.min()} to {y.max()}" if y.dtype.kind in "iu" else "")
         raise ValueError(f"{name}.y: {loss.name} expects integer labels (n,) from 0 to {outputs - 1}, got {what}")
@@ -110,20 +117,35 @@ def check_count(name: str, value: Any, least: int) -> int:
     return int(value)
 
 
-def over_population(values: Tree, population: int | None) -> Tree:
-    """Arrays of one network repeated along a leading axis; those of a population as they are."""
-    if population is None or values[0].bias.ndim > 1:
-        return values
-    return tree.map(lambda leaf: np.repeat(np.asarray(leaf)[None], population, axis=0), values)
+def check_params(network: Network, params: Any, population: int | None) -> Params:
+    """Parameters that fit the network and are finite, with a leading axis of the population if there is one."""
+    params = tuple(Layer(*map(np.asarray, layer)) for layer in params)
+    lead = () if population is None else (population,)
+    expected = [(shape, shape[1:]) for shape in network.shapes]
+    found = [(layer.weight.shape, layer.bias.shape) for layer in params]
+    if found == expected and lead:
+        params = tree.map(lambda leaf: np.repeat(leaf[None], lead[0], axis=0), params)
+    elif found != [tuple(lead + part for part in shapes) for shapes in expected]:
+        raise ValueError(f"params: expected (weight, bias) of shapes {expected} after an axis {lead}, got {found}")
+    if not all(np.isfinite(leaf).all() for leaf in tree.leaves(params)):
+        raise ValueError("params: NaN or infinity among the parameters")
+    return params
 
 
-def check_masks(network: Network, masks: Any) -> Masks:
-    """One array of 0 and 1 (or bool) per weight, on the host."""
+def check_masks(network: Network, masks: Any, population: int | None) -> Masks:
+    """One array of 0 and 1 (or bool) per weight, on the host, for all members or with their axis in front."""
     arrays = tuple(np.asarray(mask) for mask in masks)
-    found = tuple(mask.shape[-2:] for mask in arrays)
-    if found != network.shapes or any(((mask != 0) & (mask != 1)).any() for mask in arrays):
+    allowed = (network.shapes, tuple((population, *shape) for shape in network.shapes))
+    found = tuple(mask.shape for mask in arrays)
+    if found not in allowed or any(((mask != 0) & (mask != 1)).any() for mask in arrays):
         raise ValueError(f"masks: expected arrays of 0 and 1 of shapes {network.shapes}, got shapes {found}")
     return tuple(mask.astype(bool) for mask in arrays)
+
+
+def nan_last(loss: Array) -> Array:
+    """The loss with NaN as infinity: worse than any number, so that a comparison can tell."""
+    xp = tree.namespace(loss)
+    return xp.where(xp.isnan(loss), xp.full_like(loss, float("inf")), loss)
 
 
 def masked(values: Tree, masks: tuple[Array, ...] | None) -> Tree:
@@ -138,13 +160,3 @@ def masked(values: Tree, masks: tuple[Array, ...] | None) -> Tree:
 def to_backend(backend: Backend, values: Tree) -> Tree:
     """A float32 copy of every leaf on the backend."""
     return tree.map(lambda leaf: backend.asarray(leaf, backend.xp.float32), values)
-
-
-def check_params(network: Network, params: Params) -> None:
-    """Refuse parameters that do not fit or are not finite."""
-    shapes = tuple(tuple(layer.weight.shape[-2:]) for layer in params)
-    biases = tuple(layer.bias.shape[-1] for layer in params)
-    if shapes != network.shapes or biases != network.layer_sizes[1:]:
-        raise ValueError(f"params: expected weights of shapes {network.shapes}, got {shapes}")
-    if not all(np.isfinite(np.asarray(leaf)).all() for leaf in tree.leaves(params)):
-        raise ValueError("params: NaN or infinity among the parameters")

@@ -9,6 +9,8 @@ The real 0 is always the integer z, so a pruned weight stays exactly 0. Scales a
 
 from typing import NamedTuple
 
+import numpy as np
+
 from minimodel.tree import Array, namespace
 
 MIN_BITS, MAX_BITS = 2, 8
@@ -51,10 +53,13 @@ def calibrate(w: Array, bits: int, *, symmetric: bool = True, per_channel: bool 
     zero = xp.zeros_like(most)
     least, most = xp.minimum(least, zero), xp.maximum(most, zero)
     best = _quantizer(least, most, low, high)
-    error = _squared_error(w, best, axis)
-    for i in range(1, CLIPPING) if clip else ():
+    if not clip:
+        return best
+    unit = best.inverse  # errors in steps: their squares neither overflow nor vanish, whatever the size of w
+    error = _squared_error(w, best, unit, axis)
+    for i in range(1, CLIPPING):
         tried = _quantizer(least * (1 - i / CLIPPING), most * (1 - i / CLIPPING), low, high)
-        tried_error = _squared_error(w, tried, axis)
+        tried_error = _squared_error(w, tried, unit, axis)
         better = tried_error < error
         best = Quantizer(*(xp.where(better, new, old) for new, old in zip(tried, best, strict=True)))
         error = xp.where(better, tried_error, error)
@@ -63,7 +68,7 @@ def calibrate(w: Array, bits: int, *, symmetric: bool = True, per_channel: bool 
 
 def levels(bits: int, symmetric: bool) -> tuple[int, int]:
     """The least and the greatest integer."""
-    if isinstance(bits, bool) or not hasattr(bits, "__index__") or not MIN_BITS <= bits <= MAX_BITS:
+    if isinstance(bits, bool) or not isinstance(bits, int | np.integer) or not MIN_BITS <= bits <= MAX_BITS:
         raise ValueError(f"bits: expected an integer from {MIN_BITS} to {MAX_BITS}, got {bits!r}")
     top = 2 ** (int(bits) - 1) - 1
     return (-top if symmetric else -top - 1), top
@@ -80,9 +85,11 @@ def _quantizer(least: Array, most: Array, low: int, high: int) -> Quantizer:
     return Quantizer(inverse, scale, zero_point, *ends)
 
 
-def _squared_error(w: Array, quantizer: Quantizer, axis: int | tuple[int, int]) -> Array:
+def _squared_error(w: Array, quantizer: Quantizer, unit: Array, axis: int | tuple[int, int]) -> Array:
+    """Σ ((w − ŵ)·unit)²"""
     xp = namespace(w)
     error = w - fake_quantize(w, quantizer)
+    error *= unit
     return xp.sum(error * error, axis=axis, keepdims=True)
 
 

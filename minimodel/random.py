@@ -71,7 +71,7 @@ def uniform(
     The bits are the same on every backend where high − low is a power of two; elsewhere a fused multiply-add
     may change the last one.
     """
-    return _draw(_uniform, key, shape, backend, float(low), float(high))
+    return _draw(_uniform, key, shape, backend, np.float32(low), np.float32(float(high) - float(low)))
 
 
 def normal(key: Array, shape: tuple[int, ...] = (), *, backend: str | Backend = "numpy") -> Array:
@@ -95,23 +95,31 @@ def like(draw: Callable[..., Array], key: Array, shapes: Tree, *, backend: Backe
     return tree.map(lambda leaf: draw(fold_in(key, next(counter)), leaf.shape, backend=backend), shapes)
 
 
-def _draw(law: Callable[..., Array], key: Array, shape: Any, backend: str | Backend, *parameters: float) -> Array:
+def _draw(law: Callable[..., Array], key: Array, shape: Any, backend: str | Backend, *numbers: np.float32) -> Array:
+    """The law's program: compiled for the shape, given the key and the numbers."""
     backend = load(backend)
-    if prod(np.atleast_1d(shape).tolist()) > 2**32:
-        raise ValueError(f"shape: a key gives at most 2^32 words, got {shape}; split the key")
-    run = backend.jit(law, static=("backend", "shape", "low", "high")[: 2 + len(parameters)])
-    names = dict(zip(("low", "high"), parameters, strict=False))
-    return run(backend.asarray(key), shape=shape, backend=backend, **names)
+    if key.shape[-1:] != (2,) or str(key.dtype).rpartition(".")[2] != "uint32":
+        raise ValueError(f"key: expected uint32 (…, 2), made by random.key, got {key.dtype} {tuple(key.shape)}")
+    run = backend.jit(law, static=("shape", "backend"))
+    return run(backend.asarray(key), *map(backend.asarray, numbers), shape=_checked(shape), backend=backend)
+
+
+def _checked(shape: Any) -> Any:
+    """A shape as a tuple, or a length."""
+    sizes = tuple(shape) if np.iterable(shape) else (shape,)
+    if not all(hasattr(n, "__index__") and n >= 0 for n in sizes) or prod(sizes) > 2**32:
+        raise ValueError(f"shape: expected integers from 0 that make at most 2^32 words a key, got {shape}")
+    return tuple(map(int, sizes)) if np.iterable(shape) else int(shape)
 
 
 def _bits(key: Array, *, shape: tuple[int, ...], backend: Backend) -> Array:
     return backend.random_bits(key, shape)
 
 
-def _uniform(key: Array, *, shape: tuple[int, ...], backend: Backend, low: float, high: float) -> Array:
+def _uniform(key: Array, low: Any, width: Any, *, shape: tuple[int, ...], backend: Backend) -> Array:
     xp = backend.xp
     u = xp.astype(backend.random_bits(key, shape) >> 9, xp.float32)
-    u *= 2.0**-23 * (high - low)
+    u *= 2.0**-23 * width
     u += low
     return u
 
@@ -119,7 +127,7 @@ def _uniform(key: Array, *, shape: tuple[int, ...], backend: Backend, low: float
 def _normal(key: Array, *, shape: tuple[int, ...], backend: Backend) -> Array:
     """u = 2k/2²³ − (1 − 2⁻²⁴) never reaches ±1, where erf⁻¹ is infinite."""
     xp = backend.xp
-    u = _uniform(key, shape=shape, backend=backend, low=TINY - 1.0, high=TINY + 1.0)
+    u = _uniform(key, TINY - 1.0, 2.0, shape=shape, backend=backend)
     w = -xp.log1p(-u * u)
     centre, tail = w - 2.5, xp.sqrt(w) - 3.0
     u *= xp.where(w < 5.0, _horner(CENTRE, centre), _horner(TAIL, tail))

@@ -4,11 +4,10 @@ Any safetensors reader opens it. The header is one JSON text under the metadata 
 is the digest of the whole file with that field's 64 digits written as zeros.
 """
 
-import contextlib
 import hashlib
 import json
 import os
-import tempfile
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ def dumps(header: dict[str, Any], tensors: dict[str, np.ndarray]) -> bytes:
 
     text = json.dumps({"sha256": "0" * DIGITS, "version": FORMAT_VERSION, **header}, separators=(",", ":"))
     # safetensors writes arrays as they lie in memory: only C order is right
-    contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    contiguous = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
     raw = bytearray(save(contiguous, metadata={"minimodel": text}))
     start = raw.index(MARK) + len(MARK)
     raw[start : start + DIGITS] = hashlib.sha256(raw).hexdigest().encode()
@@ -51,7 +50,7 @@ def loads(raw: bytes, name: str = "model") -> tuple[dict[str, Any], dict[str, np
         tensors = load(raw)
     except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{name}: not a valid minimodel file ({error})") from error
-    if version != FORMAT_VERSION:
+    if version != FORMAT_VERSION or isinstance(version, bool):
         raise ValueError(f"{name}: format version {version}, but this minimodel reads {FORMAT_VERSION}; update it")
     return header, tensors
 
@@ -60,15 +59,13 @@ def write(path: str | Path, raw: bytes) -> None:
     """All of the file or nothing: written beside it, synced, then renamed over it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             file.write(raw)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
+        temporary.unlink(missing_ok=True)
         raise

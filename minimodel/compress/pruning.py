@@ -11,7 +11,7 @@ from minimodel.compress import scores
 from minimodel.datasets import Splits
 from minimodel.model import Model
 from minimodel.network import Network, Params
-from minimodel.problem import Callback, Masks, prepare, run_keys, to_backend
+from minimodel.problem import Callback, Masks, check_count, prepare, run_keys, to_backend
 from minimodel.search import optimizers, schedules
 from minimodel.search.gradient_descent import finished, fit
 from minimodel.search.optimizers import Optimizer
@@ -43,7 +43,8 @@ def prune(
         sparsity    the fraction to remove; of n weights, n − round(sparsity·n) are kept, ties going to the first
         count       how many to remove
         threshold   remove where |w| < threshold
-    A model that is pruned already stays so: its zeros count among those to remove.
+    A model that is pruned already stays so: its zeros count among those to remove. One that is quantized becomes a
+    float model again.
 
     scope      "global": sparsity and count are of all weights together; "layer": of each layer, and may be a
                sequence with one number a layer
@@ -56,6 +57,7 @@ def prune(
     backend = load(backend)
     if sum(given is not None for given in (sparsity, threshold, count)) != 1:
         raise ValueError(f"give one of sparsity, threshold, count; got {sparsity}, {threshold}, {count}")
+    epochs = check_count("epochs", epochs, 0)
     if gradual and (threshold is not None or epochs < 1):
         raise ValueError("gradual: needs a sparsity or a count, and at least 1 epoch")
     removed = to_remove(model.network, sparsity, count, scope)
@@ -90,19 +92,22 @@ def to_remove(network: Network, sparsity: Any, count: Any, scope: str) -> list[f
     sizes = [inputs * outputs for inputs, outputs in network.shapes]
     groups = sizes if scope == "layer" else [sum(sizes)]
     name, value = ("sparsity", sparsity) if count is None else ("count", count)
-    values = list(value) if isinstance(value, Sequence) else [value] * len(groups)
+    several = np.ndim(value) == 1 and not isinstance(value, str)
+    values = list(value) if several else [value] * len(groups)
     if len(values) != len(groups):
         raise ValueError(f"{name}: expected one number or {len(groups)} of them, got {len(values)}")
     if sparsity is not None:
         return [in_range(name, part, 1) * size for part, size in zip(values, groups, strict=True)]
-    return [0 if n is None else in_range(name, n, size, int) for n, size in zip(values, groups, strict=True)]
+    if count is not None:
+        return [in_range(name, n, size, int) for n, size in zip(values, groups, strict=True)]
+    return [0] * len(groups)
 
 
 def select(params: Params, old: Masks | None, removed: list[float], threshold: float | None, backend: Backend) -> Masks:
     """The masks that keep |w| ≥ threshold, or all but ``removed`` weights of each group; never what ``old`` removed."""
     found = scores.magnitude(params)
     if old is not None:  # what is pruned already ranks below all else
-        found = tuple(score - (1 - mask) for score, mask in zip(found, to_backend(backend, old), strict=True))
+        found = tuple(score * mask - (1 - mask) for score, mask in zip(found, to_backend(backend, old), strict=True))
     if threshold is None:
         kept = keep_largest(found, [round(n) for n in removed], backend)
     else:

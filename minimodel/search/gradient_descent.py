@@ -11,7 +11,7 @@ from minimodel.backends import Backend, load
 from minimodel.datasets import Splits
 from minimodel.gradients import value_and_grad
 from minimodel.losses import Loss
-from minimodel.model import Model
+from minimodel.model import Model, new_model
 from minimodel.network import Network, Params
 from minimodel.problem import (
     Callback,
@@ -23,7 +23,7 @@ from minimodel.problem import (
     check_masks,
     check_params,
     masked,
-    over_population,
+    nan_last,
     prepare,
     run_keys,
     to_backend,
@@ -120,8 +120,7 @@ def gradient_descent(
     if params is None:
         params = network.init(random.fold_in(keys, INIT), backend=backend)
     else:
-        check_params(network, params)
-        params = over_population(params, population)
+        params = check_params(network, params, population)
     run = fit(
         problem,
         keys=keys,
@@ -129,22 +128,24 @@ def gradient_descent(
         optimizer=optimizer or optimizers.adam(schedules.cosine(1e-3)),
         epochs=epochs,
         batch_size=batch_size,
-        masks=masks and check_masks(network, masks),
+        masks=None if masks is None else check_masks(network, masks, population),
         callback=callback,
     )
-    model = Model(network, run.params, problem.loss, data.normalization, data.targets, data.classes)
+    model = new_model(network, run.params, problem.loss, data)
     return finished("gradient_descent", run, model)
 
 
 def finished(algorithm: str, run: Fit, model: Model) -> Model:
     """The model with what the run found, or DivergedError with it."""
-    model = replace(model, params=run.params, masks=run.masks, history=run.history)
+    params = tree.map(lambda leaf: leaf + 0.0, run.params)  # −0 becomes 0, as it comes back from a file
+    model = replace(model, params=params, masks=run.masks, history=run.history)
     if run.diverged_at is None:
         return model
     finite = run.history["loss"][np.isfinite(run.history["loss"])]
     raise DivergedError(algorithm, run.diverged_at, finite[-1] if len(finite) else np.nan, model)
 
 
+@np.errstate(over="ignore", invalid="ignore")  # a run that diverges says so itself
 def fit(
     problem: Problem,
     *,
@@ -169,6 +170,7 @@ def fit(
     backend, rows = problem.backend, problem.train[0].shape[0]
     static = Static(backend, problem.network, problem.loss, optimizer.rule, through, min(batch_size, rows))
     steps = rows // static.batch_size
+    revive = backend.jit(survivors, donate=("state",))
     restart = backend.jit(begin, static=("static",), donate=("params", "opt_state"))
     run_epoch = backend.jit(epoch, static=("static",), donate=("state",))
     given = Traced(to_backend(backend, optimizer.config), masks and to_backend(backend, masks), values)
@@ -177,9 +179,9 @@ def fit(
     state = restart(params, optimizer.rule.init(params), problem.validation, given, static=static)
     losses: list[np.ndarray] = []
     rates: list[np.ndarray] = []
-    validation = [backend.to_numpy(state.best_loss)]
+    validation = [np.array(backend.to_numpy(state.best_loss))]  # a copy: the state is about to be consumed
     for done in range(epochs):
-        if remask and (new := remask(done, state.params)) is not None:
+        if remask and (new := remask(done, (state := revive(state)).params)) is not None:
             masks, given = new, given._replace(masks=to_backend(backend, new))
             state = restart(state.params, state.opt_state, problem.validation, given, static=static)
         rates.append(optimizer.schedule(np.arange(done * steps, (done + 1) * steps), epochs * steps))
@@ -189,7 +191,7 @@ def fit(
         for log, values_found in zip((losses, validation), found, strict=True):
             log.append(backend.to_numpy(values_found))
         if callback:
-            callback(done + 1, epochs, float(np.min(validation[-1])))
+            callback(done + 1, epochs, float(np.min(validation[-1], initial=np.inf, where=~np.isnan(validation[-1]))))
         if not np.isfinite(losses[-1][-1]).any():
             break
     history = {
@@ -223,7 +225,21 @@ def begin(params: Params, opt_state: Tree, validation: Pair, given: Traced, *, s
     """Enforce the masks on the parameters and the optimizer's state; the best so far is where we stand."""
     params, opt_state = masked(params, given.masks), masked(opt_state, given.masks)
     best = tree.map(lambda p: static.backend.xp.asarray(p, copy=True), params)
-    return State(params, opt_state, best, validation_loss(params, validation, given, static))
+    return State(params, opt_state, best, nan_last(validation_loss(params, validation, given, static)))
+
+
+def survivors(state: State) -> State:
+    """The state with every member whose parameters are not finite any more taken back to its best, at rest."""
+    xp = tree.namespace(state.params)
+    alive = xp.ones_like(state.best_loss, dtype=xp.bool)
+    for leaf in tree.leaves(state.params):
+        alive = alive & xp.all(xp.isfinite(leaf), axis=tuple(range(alive.ndim, leaf.ndim)))
+    params = tree.map(lambda new, old: xp.where(align(alive, new), new, old), state.params, state.best)
+
+    def rest(leaf: Array) -> Array:
+        return xp.where(align(alive, leaf), leaf, xp.zeros_like(leaf)) if leaf.ndim > alive.ndim else leaf
+
+    return state._replace(params=params, opt_state=tree.map(rest, state.opt_state))
 
 
 def validation_loss(params: Params, validation: Pair, given: Traced, static: Static) -> Array:

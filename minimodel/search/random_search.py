@@ -1,6 +1,6 @@
 """Random search: θ ← argmin J over {θ, θ + ε₁, …, θ + ε_P}, a whole population evaluated at once."""
 
-from math import gcd
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -9,7 +9,7 @@ from minimodel import random, tree
 from minimodel.backends import Backend, load
 from minimodel.datasets import Splits
 from minimodel.losses import Loss
-from minimodel.model import Model
+from minimodel.model import Model, new_model
 from minimodel.network import Network, Params
 from minimodel.problem import (
     Callback,
@@ -17,6 +17,7 @@ from minimodel.problem import (
     Pair,
     check_count,
     check_params,
+    nan_last,
     prepare,
     run_keys,
     to_backend,
@@ -27,7 +28,7 @@ from minimodel.tree import Array, Tree
 
 INIT, DRAWS = 0, 1  # what the run's key is folded with: initial parameters, candidates
 GENERATIONS = 10  # in one program; between two of them the host looks and reports
-CACHED = 2**19  # floats: 2 MiB, the cache of one core
+CACHED, ACCELERATED = 2**19, 2**28  # floats: 2 MiB, the cache of one core; 1 GiB
 
 
 class Static(NamedTuple):
@@ -40,6 +41,7 @@ class Static(NamedTuple):
     population: int
 
 
+@np.errstate(over="ignore", invalid="ignore")  # candidates that overflow rank last
 def random_search(
     network: Network,
     data: Splits,
@@ -56,8 +58,9 @@ def random_search(
 ) -> Model:
     """Search the parameters without gradients; the fitness is the loss on the training rows.
 
-    Each generation the strategy draws a population of candidates; the best candidate ever seen is kept, so the
-    fitness never gets worse. It starts from ``params``, or from ``network.init``, which counts as a candidate.
+    Each generation the strategy draws a population of candidates, evaluated in chunks that fit the cache. The best
+    candidate ever seen is kept, so the fitness never gets worse. It starts from ``params``, or from ``network.init``,
+    which counts as a candidate.
 
     loss         a name from ``losses`` or a Loss; by default softmax cross-entropy for labels, else squared error
     strategy     by default ``strategies.local()``
@@ -75,8 +78,10 @@ def random_search(
     if params is None:
         params = network.init(random.fold_in(key, INIT), backend=backend)
     else:
-        check_params(network, params)
-    pair = (problem.train[0][:rows, ...], problem.train[1][:rows, ...])
+        params = check_params(network, params, None)
+    check_strategy(strategy)
+    used = min(rows or len(data.train.x), len(data.train.x))
+    pair = (problem.train[0][:used, ...], problem.train[1][:used, ...])
     static = Static(backend, network, problem.loss, strategy.plan, population)
     config = to_backend(backend, strategy.config)
     start = backend.jit(begin, static=("static",))
@@ -93,7 +98,7 @@ def random_search(
             callback(int(numbers[-1]) + 1, generations, float(history[-1][-1]))
     best = backend.to_numpy(state)
     log = {"loss": np.concatenate(history) if history else np.empty(0, np.float32)}
-    model = Model(network, best.params, problem.loss, data.normalization, data.targets, data.classes, history=log)
+    model = replace(new_model(network, best.params, problem.loss, data), history=log)
     if not np.isfinite(best.fitness):
         raise DivergedError("random_search", 0, float("nan"), model)
     return model
@@ -101,7 +106,18 @@ def random_search(
 
 def begin(params: Params, pair: Pair, *, static: Static) -> Tree:
     """The strategy's state at the starting parameters."""
-    return static.plan.init(params, static.loss.value(static.network.apply(params, pair[0]), pair[1]))
+    return static.plan.init(params, nan_last(static.loss.value(static.network.apply(params, pair[0]), pair[1])))
+
+
+def check_strategy(strategy: Strategy) -> None:
+    """Refuse what is no strategy, and numbers it cannot use."""
+    if not isinstance(strategy, Strategy):
+        raise TypeError(f"strategy: expected one made by minimodel.strategies, local(0.15) say, got {strategy!r}")
+    numbers = strategy.config._asdict()
+    if not all(np.ndim(value) == 0 and np.isreal(value) and np.isfinite(value) for value in numbers.values()):
+        raise ValueError(f"strategy: expected finite numbers, got {numbers}")
+    if numbers.get("sigma", 1) <= 0 or numbers.get("low", 0) >= numbers.get("high", 1):
+        raise ValueError(f"strategy: expected sigma above 0 and low below high, got {numbers}")
 
 
 def search(state: Tree, config: Tree, pair: Pair, key: Array, numbers: Array, *, static: Static) -> tuple[Tree, Array]:
@@ -124,7 +140,9 @@ def search(state: Tree, config: Tree, pair: Pair, key: Array, numbers: Array, *,
 
 
 def chunk_size(static: Static, rows: int) -> int:
-    """How many candidates to draw and evaluate at once: a power of two that divides the population and whose
-    parameters and activations stay in the cache."""
+    """How many candidates to draw and evaluate at once: the largest part of the population that divides it and whose
+    parameters and activations stay in the cache, or in a gigabyte of an accelerator."""
     floats = max(rows * max(static.network.layer_sizes[1:]), static.network.parameters)
-    return gcd(static.population, 2 ** max(0, (CACHED // floats).bit_length() - 1))
+    on_host = all("cpu" in device.lower() for device in static.backend.devices)
+    most = max(1, (CACHED if on_host else ACCELERATED) // floats)
+    return max(size for size in range(1, min(most, static.population) + 1) if static.population % size == 0)

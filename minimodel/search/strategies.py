@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from minimodel import random, tree
 from minimodel.backends import Backend
 from minimodel.network import Params
+from minimodel.problem import nan_last
 from minimodel.tree import Array, Tree, namespace
 
 
@@ -56,7 +57,7 @@ class Spread(NamedTuple):
 def keep_best(config: Tree, state: Best, candidates: Params, fitness: Array) -> Best:
     """θ ← argmin J over {θ, candidates}. NaN ranks last; of equals the first stays."""
     xp = namespace(fitness)
-    fitness = xp.where(xp.isnan(fitness), xp.full_like(fitness, float("inf")), fitness)
+    fitness = nan_last(fitness)
     winner = xp.reshape(xp.argmin(fitness, axis=0), (1,))
     better = xp.min(fitness) < state.fitness
 
