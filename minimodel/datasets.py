@@ -213,8 +213,8 @@ def _check_labels(y: np.ndarray) -> np.ndarray:
     if distinct[0] != 0 or distinct[-1] != len(distinct) - 1:
         odd = distinct[distinct != np.arange(len(distinct))][-1]
         raise ValueError(
-            f"y: label {odd} is out of range: {len(distinct)} classes must be labelled 0 to {len(distinct) - 1} without "
-            "gaps; renumber them, give them as text, or ask for task 'regression'"
+            f"y: label {odd} is out of range: {len(distinct)} classes must be labelled 0 to {len(distinct) - 1} "
+            "without gaps; renumber them, give them as text, or ask for task 'regression'"
         )
     return labels.astype(np.int32)
 
@@ -281,13 +281,13 @@ def _read_csv(path: Path, features: int | None = None, text: bool = False) -> tu
         if len(cells) != width:
             raise ValueError(f"{path}, line {number}: {len(cells)} cells, expected {width}")
         if None in values or not cells[-1]:
-            fault = "the target is empty" if None not in values else "a feature is no number"
+            fault = "an empty target" if None not in values else "a feature that is no number"
             raise ValueError(f"{path}, line {number}: {fault}")
         table[row] = values
     if inputs == width:
         return table, None
     column = [cells[-1] for _, cells in lines]
-    return table, np.asarray(column) if text else _target_column(column, path)
+    return table, np.asarray(column) if text else _target_column(column)
 
 
 def _is_header(rows: list[list[str]]) -> bool:
@@ -304,7 +304,7 @@ def _number(cell: str) -> float | None:
         return None
 
 
-def _target_column(cells: list[str], path: Path) -> np.ndarray:
+def _target_column(cells: list[str]) -> np.ndarray:
     """Whole numbers as integers, other numbers as floats, anything else as text."""
     numbers = [_number(cell) for cell in cells]
     if None in numbers:
@@ -312,9 +312,7 @@ def _target_column(cells: list[str], path: Path) -> np.ndarray:
     if not all(cell.lstrip("+-").isdigit() for cell in cells):
         return np.asarray(numbers, np.float64)
     whole = [int(cell) for cell in cells]
-    if max(map(abs, whole)) >= 2**31:
-        raise ValueError(f"{path}: the target {max(whole, key=abs)} is too large for a label; write it as 1.0e20, say")
-    return np.asarray(whole, np.int64)
+    return np.asarray(whole, np.int64 if max(map(abs, whole)) < 2**31 else np.float64)  # larger ones are no labels
 
 
 def _load_idx(folder: Path, seed: int) -> Splits:
@@ -355,7 +353,7 @@ def _read_idx(path: Path) -> np.ndarray:
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path}: damaged or truncated gzip file ({error})") from error
     start = 4 + 4 * raw[3] if len(raw) > 3 else 4
-    if len(raw) < start or raw[:2] != b"\0\0" or raw[2] not in IDX_TYPES:
+    if len(raw) < start or raw[:2] != b"\0\0" or raw[2] not in IDX_TYPES or raw[3] == 0:
         raise ValueError(f"{path}: not an IDX file")
     shape = tuple(int(n) for n in np.frombuffer(raw[4:start], ">u4"))
     dtype = np.dtype(IDX_TYPES[raw[2]])

@@ -179,4 +179,8 @@ def get(loss: str | Loss, **config: Any) -> Loss:
         return loss
     if loss not in NAMES:
         raise ValueError(f"loss: expected a Loss or one of {', '.join(NAMES)}, got {loss!r}")
-    return huber(**config) if loss == "huber" else globals()[loss]
+    if loss == "huber":
+        return huber(**config)
+    if config:
+        raise ValueError(f"loss: {loss} takes no {', '.join(config)}")
+    return globals()[loss]

@@ -316,21 +316,21 @@ BROKEN_FOLDERS = {
     "huge lengths": ({"train_images": b"\0\0\x08\3" + b"\xff" * 12}, "truncated or damaged"),
     "more images than labels": ({"train_labels": idx(labels(35))}, "36 images but 35 labels"),
     "fewer test images": ({"t10k_images": idx(images(8))}, "8 images but 9 labels"),
-    "no training images": ({"train_images": idx(images(0))}, "x: expected a non-empty"),
+    "no training images": ({"train_images": idx(images(0))}, "0 images but 36 labels"),
     "no training labels": ({"train_labels": idx(labels(0))}, "36 images but 0 labels"),
     "no test rows": ({"t10k_images": idx(images(0)), "t10k_labels": idx(labels(0))}, "x: expected a non-empty"),
     "no test labels": ({"t10k_labels": idx(labels(0))}, "9 images but 0 labels"),
     "labels of two axes": ({"train_labels": idx(labels(36)[:, None])}, "train-labels: expected one integer a row"),
     "labels of floats": ({"t10k_labels": idx(labels(9), ">f4")}, "t10k-labels: expected one integer a row"),
     "a gap in the labels": ({"train_labels": idx(2 * labels(36))}, "label 4 is out of range"),
-    "one class": ({"train_labels": idx(0 * labels(36))}, "label 0 is out of range"),
+    "one class": ({"train_labels": idx(0 * labels(36))}, "at least two classes"),
     "negative label": ({"train_labels": idx(labels(36) - 1, "i1")}, "out of range"),
     "test label beyond train": ({"t10k_labels": idx(labels(9) + 1)}, "highest label 3 against 2"),
     "negative test label": ({"t10k_labels": idx(labels(9) - 1, "i1")}, "does not fit"),
     "other image size": ({"t10k_images": idx(images(9)[:, :2])}, "4 against 6 features"),
     "NaN": ({"train_images": idx(np.full((36, 3, 2), np.nan), ">f4")}, "x: NaN, infinite"),
     "beyond float32": ({"train_images": idx(np.full((36, 3, 2), 1e300), ">f8")}, "x: NaN, infinite"),
-    "a scalar": ({"train_labels": b"\0\0\x08\0\5"}, "expected one integer a row"),
+    "a scalar": ({"train_labels": b"\0\0\x08\0\5"}, "not an IDX file"),
 }
 
 
@@ -574,12 +574,12 @@ BROKEN_CSV = {
     "infinity": (lines(lambda i: i % 2) + "1,-inf,0\n", "x: NaN, infinite.* at row 30, column 1"),
     "NaN target": (lines(lambda i: i / 3) + "1,1,nan\n", "y: NaN.*infinite"),
     "target beyond float32": (lines(lambda i: i / 3) + "1,1,1e300\n", "y: .*infinite"),
-    "one column": ("1\n2\n3\n4\n", "x: expected a non-empty"),
+    "one column": ("1\n2\n3\n4\n", "only one column"),
     "out of range": (lines(lambda i: 5 + i % 2), "out of range"),
     "too few rows": ("1,2,0\n3,4,1\n", "too few|more rows"),
     "semicolons": (lines(lambda i: i % 2).replace(",", ";"), "."),
     "second header": (lines(lambda i: i % 2) + "a,b,c\n", "line 31: a feature that is no number"),
-    "half a header": ("a,1,c\n" + lines(lambda i: i % 2), "line 1: a feature that is no number"),
+    "an empty target": (lines(lambda i: i % 2) + "1,2,\n", "line 31: an empty target"),
 }
 
 
@@ -622,26 +622,26 @@ def test_an_unknown_suffix_is_refused(tmp_path, name):
 
 def test_rows_with_and_without_a_target(tmp_path):
     path = write_csv(tmp_path / "d.csv", lines(lambda i: i % 2, rows=5))
-    x, y = datasets.load_rows(path, features=2)
+    x, y = datasets.load_rows(path, features=2, labels=True)
     assert x.shape == (5, 2) and x.dtype == np.float32 and y.tolist() == [0, 1, 0, 1, 0]
-    x, y = datasets.load_rows(path, features=3)
+    x, y = datasets.load_rows(path, features=3, labels=True)
     assert x.shape == (5, 3) and y is None
-    x, y = datasets.load_rows(write_npz(tmp_path / "d.npz", x=np.zeros((4, 2, 3))), features=6)
+    x, y = datasets.load_rows(write_npz(tmp_path / "d.npz", x=np.zeros((4, 2, 3))), features=6, labels=True)
     assert x.shape == (4, 6) and y is None
 
 
 def test_rows_with_named_labels(tmp_path):
     path = write_csv(tmp_path / "d.csv", lines(lambda i: ("owl", "cat")[i % 2], rows=4))
-    assert datasets.load_rows(path, features=2, classes=("ant", "cat", "owl"))[1].tolist() == [2, 1, 2, 1]
+    assert datasets.load_rows(path, features=2, labels=True, classes=("ant", "cat", "owl"))[1].tolist() == [2, 1, 2, 1]
     with pytest.raises(ValueError, match="does not know the label 'owl'"):
-        datasets.load_rows(path, features=2, classes=("cat", "dog"))
+        datasets.load_rows(path, features=2, labels=True, classes=("cat", "dog"))
 
 
 @pytest.mark.parametrize("features", [1, 4])
 def test_rows_of_another_width_are_refused(tmp_path, features):
     path = write_csv(tmp_path / "d.csv", lines(lambda i: i % 2))
     with pytest.raises(ValueError, match=f"the model takes {features} features, got 2") as caught:
-        datasets.load_rows(path, features=features)
+        datasets.load_rows(path, features=features, labels=True)
     assert str(path) in str(caught.value)
 
 

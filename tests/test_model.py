@@ -238,7 +238,7 @@ def test_a_regression_is_measured_in_the_units_of_y(oracle, outputs):
     found = subject.evaluate(data)
     assert found.accuracy is None
     assert found.loss == pytest.approx(metrics.mean_squared_error(data.y, predicted), rel=1e-4)
-    expected = metrics.r2_score(data.y, predicted, multioutput="variance_weighted")
+    expected = metrics.r2_score(data.y, predicted, multioutput="uniform_average")
     assert found.r2 == pytest.approx(expected, rel=1e-4)
 
 

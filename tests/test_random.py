@@ -279,8 +279,8 @@ def test_uniforms_stay_within_their_bounds(seed, low, width):
 def test_uniforms_reach_low_but_never_high(backend, bounds):
     """[low, high) holds at both ends."""
     low, high = bounds
-    law = functools.partial(random._uniform, shape=(2,), low=low, high=high)
-    found = backend.to_numpy(law(None, backend=with_words(backend, ENDS)))
+    law = functools.partial(random._uniform, None, *map(backend.asarray, np.float32([low, high - low])))
+    found = backend.to_numpy(law(shape=(2,), backend=with_words(backend, ENDS)))
     assert found[0] == np.float32(low) and found[1] < np.float32(high)
 
 

@@ -19,7 +19,7 @@ def constant(rate: Any) -> Schedule:
 
 
 def cosine(peak: Any, *, warmup: float = 0.0, final: float = 0.0) -> Schedule:
-    """Linear from 0 to ``peak`` over the first ``warmup`` of all steps, then half a cosine down to ``final``·peak.
+    """Linear up to ``peak`` over the first ``warmup`` of all steps, then half a cosine down to ``final``·peak.
 
     With u the part done of the second phase, η = peak·(final + (1 − final)(1 + cos πu)/2).
     Loshchilov, Hutter: SGDR (2017), without restarts.
