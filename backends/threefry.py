@@ -12,16 +12,17 @@ PARITY = 0x1BD11BDA
 
 
 def threefry2x32(key: tuple[Array, Array], x0: Array, x1: Array) -> tuple[Array, Array]:
-    """Encrypt the counter words (x0, x1) under the key words; uint32 arrays of at least one axis.
+    """Encrypt the counter words (x0, x1) under the key words; uint32 arrays of at least one axis that broadcast.
 
-    Consumes x0 and x1, which must have the full broadcast shape: every update is in place on NumPy.
+    x1 with the key, and x0 with that, must have the full shape: from there on every update is in place on NumPy.
     """
     words = (key[0], key[1], key[0] ^ key[1] ^ PARITY)
-    x0 += words[0]
-    x1 += words[1]
+    x1 = x1 + words[1]
+    x0 = x0 + words[0] + x1  # with the first round's addition
     for group in range(5):
-        for rotation in ROTATIONS[group % 2]:
-            x0 += x1
+        for i, rotation in enumerate(ROTATIONS[group % 2]):
+            if group or i:
+                x0 += x1
             spill = x1 >> (32 - rotation)
             x1 <<= rotation
             x1 |= spill
@@ -38,7 +39,6 @@ def counter_words(xp: Any, key: Array, start: int, stop: int) -> Array:
     """
     low = xp.arange(start, stop, dtype=xp.uint32)
     k0, k1 = key[..., 0:1], key[..., 1:2]
-    zero = xp.zeros_like(k0)
-    x0, x1 = threefry2x32((k0, k1), xp.zeros_like(low) + zero, low + zero)
+    x0, x1 = threefry2x32((k0, k1), xp.zeros_like(k0), low)
     x0 ^= x1
     return x0

@@ -3,7 +3,7 @@
 import numpy as np
 
 import minimodel as mm
-from minimodel import tree
+from minimodel import pipeline, tree
 from minimodel.backends import load
 from minimodel.bench.common import arguments, report
 
@@ -30,7 +30,7 @@ def main() -> None:
         "different words of 2^20": int((draws[0] != draws[1]).sum()),
         "initial parameters, ulp": max(map(ulp, *map(tree.leaves, starts))),
         f"first {STEPS} losses, relative": float(np.max(np.abs(losses[0] - losses[1]) / losses[0])),
-        "final test accuracy": [float(run.evaluate(data.test).accuracy) for run in runs],
+        "test accuracy after them": [float(run.evaluate(data.test).accuracy) for run in runs],
     }
     for name, value in results.items():
         print(f"{name:<28} {value}")
@@ -38,13 +38,20 @@ def main() -> None:
 
 
 def train(network: mm.Network, data: mm.Splits, backend: mm.backends.Backend) -> mm.Model:
-    """A short run, the same on every backend."""
+    """The beginning of the gradient descent of ``minimodel run``: its first epochs, at the rates they have there."""
     rows = len(data.train.x)
-    batch_size = 128 if rows > 10_000 else 32
-    epochs = -(-STEPS // (rows // batch_size))
-    optimizer = mm.optimizers.nesterov(mm.schedules.cosine(0.1, warmup=0.05), weight_decay=1e-4)
+    epochs, batch_size = pipeline.budget(rows)
+    steps = rows // batch_size
+    optimizer = pipeline.recipe(data, 0.1)
+    schedule = optimizer.schedule
     return mm.gradient_descent(
-        network, data, seed=0, backend=backend, optimizer=optimizer, epochs=epochs, batch_size=batch_size
+        network,
+        data,
+        seed=0,
+        backend=backend,
+        optimizer=optimizer._replace(schedule=lambda step, total: schedule(step, epochs * steps)),
+        epochs=-(-STEPS // steps),
+        batch_size=batch_size,
     )
 
 

@@ -24,6 +24,7 @@ from minimodel.problem import Callback, DivergedError
 
 try:
     import click
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
     from rich.table import Table
@@ -201,10 +202,10 @@ def show(record: dict[str, Any], stages: list[Stage]) -> None:
     classify = stages[0].accuracy is not None
     sizes = "-".join(map(str, record["network"]["layer_sizes"]))
     title = f"{record['data']}, {sizes}, {record['backend']}, seed {record['seed']}"
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     table.add_column("stage", no_wrap=True)
-    for name in ("loss", "accuracy" if classify else "R²", "non-zero", "bytes", "smaller", "seconds"):
-        table.add_column(name, justify="right")
+    for name in ("loss", "accuracy" if classify else "R²", "non-zero", "bytes", "smaller", "s"):
+        table.add_column(name, justify="right", no_wrap=True)
     dense = 4 * record["network"]["parameters"]
     for stage in stages:
         score = stage.accuracy if classify else stage.r2

@@ -63,10 +63,10 @@ def run(
     to_remove(network, sparsity, None, "global")
     if epochs is not None and epochs < 0:
         raise ValueError(f"epochs: expected at least 0, got {epochs}")
-    many = len(data.train.x) >= MANY_ROWS
-    epochs = (20 if many else 40) if epochs is None else epochs
+    usual, batch_size = budget(len(data.train.x))
+    epochs = usual if epochs is None else epochs
     common: dict[str, Any] = {"seed": seed, "backend": backend}
-    batches: dict[str, Any] = {**common, "batch_size": 128 if many else 32}
+    batches: dict[str, Any] = {**common, "batch_size": batch_size}
     fast, slow = recipe(data, 0.1), recipe(data, 0.02)
 
     longer = epochs + epochs // 2
@@ -98,12 +98,17 @@ def run(
         yield measure(name, model, data, perf_counter() - start)
 
 
+def budget(rows: int) -> tuple[int, int]:
+    """The epochs of gradient descent and the batch size for so many training rows."""
+    return (20, 128) if rows >= MANY_ROWS else (40, 32)
+
+
 def recipe(data: Splits, peak: float) -> Optimizer:
     """Nesterov momentum with a warm-up and a cosine for labels; Adam, at a hundredth of the rate, for targets."""
     if data.train.y.ndim == 1:
         decay = 1e-3 if len(data.train.x) < MANY_ROWS else 5e-4
-        return optimizers.nesterov(schedules.cosine(peak, warmup=0.05), weight_decay=decay)
-    return optimizers.adam(schedules.cosine(peak / 20, warmup=0.05))
+        return optimizers.nesterov(schedules.cosine(peak, warmup=0.1), weight_decay=decay)
+    return optimizers.adam(schedules.cosine(peak / 20, warmup=0.1))
 
 
 def measure(name: str, model: Model, data: Splits, seconds: float) -> Stage:

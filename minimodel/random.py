@@ -42,8 +42,7 @@ def fold_in(key: Array, index: Any) -> Array:
     index = xp.asarray(index, dtype=xp.uint32)
     counter = xp.reshape(index, (*index.shape, 1))
     words = [xp.reshape(key[..., i], (*key.shape[:-1], *(1,) * counter.ndim)) for i in (0, 1)]
-    low = counter + xp.zeros_like(words[0])
-    return xp.concat(threefry2x32((words[0], words[1]), xp.zeros_like(low), low), axis=-1)
+    return xp.concat(threefry2x32((words[0], words[1]), xp.zeros_like(words[0]), counter), axis=-1)
 
 
 def split(key: Array, n: int = 2) -> Array:
