@@ -1,14 +1,8 @@
 """The command line: results on stdout, progress and errors on stderr, exit codes 0, 1 (failed) and 2 (usage)."""
 
-import json
 import math
 import os
-import platform
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,16 +13,13 @@ from minimodel import __version__, backends, datasets, model, pipeline, plots, s
 from minimodel.datasets import Dataset
 from minimodel.model import Model
 from minimodel.network import Network
-from minimodel.pipeline import Stage
-from minimodel.problem import Callback, DivergedError
+from minimodel.problem import DivergedError
 
 try:
     import click
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-    from rich.table import Table
-except ImportError as missing:
+
+    from minimodel.terminal import environment, progress_bars, show, to_json
+except ModuleNotFoundError as missing:
     sys.exit(f"minimodel: the command line needs {missing.name}: pip install 'minimodel[cli]'")
 
 FAILURES = (ValueError, TypeError, ImportError, OSError, DivergedError, MemoryError)
@@ -164,89 +155,6 @@ def _sizes(hidden: str) -> list[int]:
     if any(size < 1 for size in sizes):
         raise click.UsageError(f"--hidden: expected positive integers like 300,100, got {hidden!r}")
     return sizes
-
-
-def environment(backend: backends.Backend) -> dict[str, Any]:
-    """What a figure depends on besides the code and the seed."""
-    from threadpoolctl import threadpool_info
-
-    libraries = ("numpy", "jax", "jaxlib") if backend.name.startswith("jax") else ("numpy",)
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "minimodel": __version__,
-        "python": platform.python_version(),
-        **{name: version(name) for name in libraries},
-        "machine": f"{platform.system()} {platform.machine()}",
-        "devices": list(backend.devices),
-        "blas": [
-            {key: pool.get(key) for key in ("internal_api", "version", "num_threads")} for pool in threadpool_info()
-        ],
-    }
-
-
-def to_json(values: Any, indent: int | None = None) -> str:
-    """JSON, which has no infinity: null in its place."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: plain(item) for key, item in value.items()}
-        if isinstance(value, list | tuple):
-            return [plain(item) for item in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    return json.dumps(plain(values), indent=indent, allow_nan=False)
-
-
-def show(record: dict[str, Any], stages: list[Stage]) -> None:
-    """The closing table: loss and accuracy on the test part, and the size against dense float32 parameters."""
-    classify = stages[0].accuracy is not None
-    sizes = "-".join(map(str, record["network"]["layer_sizes"]))
-    title = f"{record['data']}, {sizes}, {record['backend']}, seed {record['seed']}"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
-    table.add_column("stage", no_wrap=True)
-    for name in ("loss", "accuracy" if classify else "R²", "non-zero", "bytes", "smaller", "s"):
-        table.add_column(name, justify="right", no_wrap=True)
-    dense = 4 * record["network"]["parameters"]
-    for stage in stages:
-        score = stage.accuracy if classify else stage.r2
-        table.add_row(
-            stage.name,
-            f"{stage.loss:.4f}",
-            "–" if score is None else f"{score:.4f}",
-            f"{stage.nonzero:,}",
-            f"{stage.bytes:,}",
-            f"{dense / stage.bytes:.1f}×",
-            f"{stage.seconds:.1f}",
-        )
-    Console().print(table)
-    click.echo(f"model   {record['files']['model']}\nrecord  {record['files']['record']}")
-
-
-@contextmanager
-def progress_bars() -> Iterator[Callable[[str], Callback]]:
-    """One bar a stage on stderr, with its rate and the time left; nothing where no person is watching."""
-    columns = (
-        TextColumn("{task.description:<17}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]:>9}"),
-        TimeRemainingColumn(),
-        TextColumn("loss {task.fields[loss]:.4f}"),
-    )
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
-
-        def on_progress(name: str) -> Callback:
-            bar = bars.add_task(name, total=None, loss=float("nan"), rate="")
-
-            def callback(done: int, total: int, loss: float) -> None:
-                elapsed = bars.tasks[bar].elapsed
-                rate = f"{done / elapsed:.1f}/s" if elapsed else ""
-                bars.update(bar, completed=done, total=total, loss=loss, rate=rate)
-
-            return callback
-
-        yield on_progress
 
 
 @cli.command("backends")

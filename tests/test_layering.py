@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = (
     ("minimodel._version", "minimodel.tree"),
     ("minimodel.backends",),
-    ("minimodel.random", "minimodel.activations"),
+    ("minimodel.random", "minimodel.activations", "minimodel.readers"),
     ("minimodel.losses",),
     ("minimodel.network",),
     ("minimodel.gradients", "minimodel.qarray", "minimodel.datasets"),
@@ -26,6 +26,7 @@ LAYERS = (
     ("minimodel.compress",),
     ("minimodel.pipeline",),
     ("minimodel", "minimodel.plots"),
+    ("minimodel.terminal",),
     ("minimodel.cli",),
     ("minimodel.__main__", "minimodel.bench"),
 )
@@ -123,7 +124,11 @@ def test_only_the_jax_backend_imports_jax(module):
 @pytest.mark.parametrize("module", FILES)
 def test_modules_need_numpy_alone_to_be_imported(module):
     """What else a function needs, it imports itself."""
-    allowed = {"minimodel.backends.jax": {"numpy", "jax"}, "minimodel.cli": {"numpy", "click", "rich"}}
+    allowed = {
+        "minimodel.backends.jax": {"numpy", "jax"},
+        "minimodel.cli": {"numpy", "click", "rich"},
+        "minimodel.terminal": {"click", "rich"},
+    }
     assert third_party(imports(FILES[module], module, at_module_level=True)) <= allowed.get(module, {"numpy"})
 
 

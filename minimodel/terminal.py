@@ -1,0 +1,104 @@
+"""What the command line shows: progress, the closing table, JSON, and where a run ran."""
+
+import json
+import math
+import platform
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+import click
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from minimodel import __version__
+from minimodel.backends import Backend
+from minimodel.pipeline import Stage
+from minimodel.problem import Callback
+
+
+def environment(backend: Backend) -> dict[str, Any]:
+    """What a figure depends on besides the code and the seed."""
+    from threadpoolctl import threadpool_info
+
+    libraries = ("numpy", "jax", "jaxlib") if backend.name.startswith("jax") else ("numpy",)
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "minimodel": __version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in libraries},
+        "machine": f"{platform.system()} {platform.machine()}",
+        "devices": list(backend.devices),
+        "blas": [
+            {key: pool.get(key) for key in ("internal_api", "version", "num_threads")} for pool in threadpool_info()
+        ],
+    }
+
+
+def to_json(values: Any, indent: int | None = None) -> str:
+    """JSON, which has no infinity: null in its place."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(item) for item in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(plain(values), indent=indent, allow_nan=False)
+
+
+def show(record: dict[str, Any], stages: list[Stage]) -> None:
+    """The closing table: loss and accuracy on the test part, and the size against dense float32 parameters."""
+    classify = stages[0].accuracy is not None
+    sizes = "-".join(map(str, record["network"]["layer_sizes"]))
+    title = f"{record['data']}, {sizes}, {record['backend']}, seed {record['seed']}"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("stage", no_wrap=True)
+    for name in ("loss", "accuracy" if classify else "R²", "non-zero", "bytes", "smaller", "s"):
+        table.add_column(name, justify="right", no_wrap=True)
+    dense = 4 * record["network"]["parameters"]
+    for stage in stages:
+        score = stage.accuracy if classify else stage.r2
+        table.add_row(
+            stage.name,
+            f"{stage.loss:.4f}",
+            "–" if score is None else f"{score:.4f}",
+            f"{stage.nonzero:,}",
+            f"{stage.bytes:,}",
+            f"{dense / stage.bytes:.1f}×",
+            f"{stage.seconds:.1f}",
+        )
+    Console().print(table)
+    click.echo(f"model   {record['files']['model']}\nrecord  {record['files']['record']}")
+
+
+@contextmanager
+def progress_bars() -> Iterator[Callable[[str], Callback]]:
+    """One bar a stage on stderr, with its rate and the time left; nothing where no person is watching."""
+    columns = (
+        TextColumn("{task.description:<17}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]:>9}"),
+        TimeRemainingColumn(),
+        TextColumn("loss {task.fields[loss]:.4f}"),
+    )
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+
+        def on_progress(name: str) -> Callback:
+            bar = bars.add_task(name, total=None, loss=float("nan"), rate="")
+
+            def callback(done: int, total: int, loss: float) -> None:
+                elapsed = bars.tasks[bar].elapsed
+                rate = f"{done / elapsed:.1f}/s" if elapsed else ""
+                bars.update(bar, completed=done, total=total, loss=loss, rate=rate)
+
+            return callback
+
+        yield on_progress
