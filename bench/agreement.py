@@ -1,5 +1,7 @@
 """The same seed on NumPy and on another backend: draws, initial parameters, the first 100 training losses."""
 
+from pathlib import Path
+
 import numpy as np
 
 import minimodel as mm
@@ -34,7 +36,7 @@ def main() -> None:
     }
     for name, value in results.items():
         print(f"{name:<28} {value}")
-    report({"backend": options.backend, "data": options.data, "layer_sizes": sizes, **results}, options.out)
+    report({"backend": options.backend, "data": Path(options.data).name, "layer_sizes": sizes, **results}, options.out)
 
 
 def train(network: mm.Network, data: mm.Splits, backend: mm.backends.Backend) -> mm.Model:
