@@ -1,6 +1,6 @@
 PYTHON ?= python3
 VENV ?= .venv
-BIN := $(VENV)/bin
+BIN := $(abspath $(VENV))/bin
 
 .PHONY: run test lint clean
 
@@ -15,7 +15,7 @@ lint: $(VENV)/ready  ## formatter, linter, types
 	$(BIN)/ruff check .
 	rm -rf build/types
 	$(BIN)/pip install --quiet --no-deps --target build/types .
-	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p minimodel
+	cd build/types && $(BIN)/mypy --config-file ../../pyproject.toml -p minimodel
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
