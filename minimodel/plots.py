@@ -45,6 +45,6 @@ def draw_run(stages: list[Stage], title: str, path: str | Path) -> None:
         )
     cost.set(xscale="log", xlabel="kB on disk", ylabel="test error, %" if classify else "1 − test R²", ylim=(0, None))
     ticks = sorted(set(sizes))
-    cost.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
+    cost.set_xticks(ticks, [f"{tick:,.0f}" if tick >= 10 else f"{tick:.2g}" for tick in ticks])
     cost.minorticks_off()
     figure.savefig(path, dpi=150)
