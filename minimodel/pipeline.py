@@ -11,7 +11,7 @@ from minimodel.compress.quantization import quantize
 from minimodel.datasets import Splits
 from minimodel.model import Model
 from minimodel.network import Network
-from minimodel.problem import Callback
+from minimodel.problem import Callback, check_count
 from minimodel.qarray import levels
 from minimodel.search import optimizers, schedules
 from minimodel.search.gradient_descent import gradient_descent
@@ -61,10 +61,8 @@ def run(
     """
     levels(bits, True)  # refuse what a late stage would refuse, before any work
     to_remove(network, sparsity, None, "global")
-    if epochs is not None and epochs < 0:
-        raise ValueError(f"epochs: expected at least 0, got {epochs}")
     usual, batch_size = budget(len(data.train.x))
-    epochs = usual if epochs is None else epochs
+    epochs = usual if epochs is None else check_count("epochs", epochs, 0)
     common: dict[str, Any] = {"seed": seed, "backend": backend}
     batches: dict[str, Any] = {**common, "batch_size": batch_size}
     fast, slow = recipe(data, 0.1), recipe(data, 0.02)
