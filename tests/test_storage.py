@@ -401,29 +401,16 @@ def test_a_mask_on_one_layer_only_is_refused():
     refused_by_model(storage.dumps(header, tensors))
 
 
-def test_writing_is_all_or_nothing(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("call", "reason"), [("replace", "no space left"), ("fsync", "input/output error")])
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, call, reason):
     path = tmp_path / "m.safetensors"
     DENSE.save(path)
 
     def fail(*_):
-        raise OSError("no space left")
+        raise OSError(reason)
 
-    monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="no space left"):
-        SMALL.save(path)
-    assert path.read_bytes() == DENSE.dumps()
-    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
-
-
-def test_a_failed_flush_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "m.safetensors"
-    DENSE.save(path)
-
-    def fail(*_):
-        raise OSError("input/output error")
-
-    monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match="input/output"):
+    monkeypatch.setattr(os, call, fail)
+    with pytest.raises(OSError, match=reason):
         SMALL.save(path)
     assert path.read_bytes() == DENSE.dumps()
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
