@@ -34,9 +34,12 @@ def make(variant: str | None = None, *, xp: Any = None, debug: bool = False) -> 
         asarray=functools.partial(asarray, xp),
         to_numpy=functools.partial(tree.map, lambda leaf: np.array(np.from_dlpack(leaf))),
         synchronize=lambda values: values,
+        packs=2**16,
         jit=poisoning_jit if debug else identity_jit,
         scan=functools.partial(scan, xp, debug),
+        take=functools.partial(take, xp),
         random_bits=functools.partial(random_bits, xp),
+        order=functools.partial(order, xp),
         integer_matmul=functools.partial(integer_matmul, xp),
         kth_largest=functools.partial(kth_largest, xp),
     )
@@ -87,9 +90,19 @@ def signature_of(values: Tree) -> list[tuple[Any, Any]]:
     return [(leaf.shape, leaf.dtype) for leaf in tree.leaves(values)]
 
 
+def take(xp: Any, x: Array, rows: Array) -> Array:
+    """x[rows]; the standard's own take wants one axis of them."""
+    return xp.reshape(xp.take(x, xp.reshape(rows, (-1,)), axis=0), (*rows.shape, *x.shape[1:]))
+
+
 def random_bits(xp: Any, key: Array, shape: tuple[int, ...]) -> Array:
     """threefry2x32 words, counted in row-major order."""
     return xp.reshape(counter_words(xp, key, 0, prod(shape)), (*key.shape[:-1], *shape))
+
+
+def order(xp: Any, words: Array) -> Array:
+    """A stable argsort."""
+    return xp.astype(xp.argsort(words, axis=-1, stable=True), xp.int32)
 
 
 def integer_matmul(xp: Any, a: Array, b: Array) -> Array:

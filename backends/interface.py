@@ -18,11 +18,15 @@ class Backend:
     asarray          (x, dtype=None) -> array; always a copy, never an alias of host memory
     to_numpy         (tree) -> tree of NumPy arrays; the only way from the device to the host
     synchronize      (tree) -> the same tree, once it has been computed
+    packs            networks, with their population, of up to so many parameters are trained as one array: where
+                     a call costs more than a copy
     jit              (fn, static=(), donate=()) -> fn compiled; arguments are named, fn is a module-level
                      function (results are cached by it), and donated arguments are consumed
     scan             (step, carry, xs) -> (carry, ys); step(carry, x) -> (carry, y) over the first axis of xs,
                      which must not be empty
+    take             (x, rows) -> x[rows] for an integer array of any shape, whose numbers must be rows of x
     random_bits      (key, shape) -> uint32 words of threefry2x32; key (*population, 2) -> (*population, *shape)
+    order            (words) -> int32: what sorts uint32 words along the last axis, of equal ones the first first
     integer_matmul   (a, b) -> exact int32 product of int8 arrays
     kth_largest      (x, k) -> the k-th largest along the last axis; k from 1 to n, an int or shaped like the rest of x
     """
@@ -33,9 +37,12 @@ class Backend:
     asarray: Callable[..., Array]
     to_numpy: Callable[[Tree], Tree]
     synchronize: Callable[[Tree], Tree]
+    packs: int
     jit: Callable[..., Callable[..., Any]]
     scan: Callable[[Callable[..., Any], Tree, Tree], tuple[Tree, Tree]]
+    take: Callable[[Array, Array], Array]
     random_bits: Callable[[Array, tuple[int, ...]], Array]
+    order: Callable[[Array], Array]
     integer_matmul: Callable[[Array, Array], Array]
     kth_largest: Callable[[Array, Any], Array]
 

@@ -34,9 +34,12 @@ def make(variant: str | None = None, *, precision: str = "highest") -> Backend:
         asarray=functools.partial(asarray, device),
         to_numpy=functools.partial(jax.tree.map, np.array),
         synchronize=jax.block_until_ready,
+        packs=0,
         jit=functools.cache(functools.partial(jit, settings)),
         scan=scan,
+        take=take,
         random_bits=random_bits,
+        order=functools.partial(array_api.order, jnp),
         integer_matmul=integer_matmul,
         kth_largest=kth_largest,
     )
@@ -61,9 +64,10 @@ class Settings(ExitStack):
 
 
 def asarray(device: Any, x: Any, dtype: Any = None) -> Array:
-    """A copy on the device. ``jnp.array`` copies; ``device_put`` alone could alias NumPy's memory."""
-    own = isinstance(x, jax.Array)  # also while it is being traced
-    return jax.device_put(jnp.array(x if own else np.asarray(x), dtype=dtype, copy=True), device)
+    """A copy on the device. ``device_put`` alone could alias NumPy's memory; a copy nobody else has may be aliased."""
+    if isinstance(x, jax.Array):  # also while it is being traced
+        return jax.device_put(jnp.array(x, dtype=dtype, copy=True), device)
+    return jax.device_put(np.array(x, dtype=dtype), device)
 
 
 def jit(settings: Callable[[], Any], fn: Any, static: tuple[str, ...] = (), donate: tuple[str, ...] = ()) -> Any:
@@ -83,6 +87,11 @@ def scan(step: Callable[..., Any], carry: Tree, xs: Tree) -> tuple[Tree, Tree]:
     """One XLA loop."""
     scan_length(xs)
     return lax.scan(step, carry, xs)
+
+
+def take(x: Array, rows: Array) -> Array:
+    """x[rows] without a check of each number."""
+    return x.at[rows].get(mode="promise_in_bounds")
 
 
 def random_bits(key: Array, shape: tuple[int, ...]) -> Array:

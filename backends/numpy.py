@@ -5,7 +5,7 @@ from math import prod
 
 import numpy as np
 
-from minimodel.backends import array_api
+from minimodel.backends import array_api, replay
 from minimodel.backends.interface import Backend, check_integer_matmul
 from minimodel.backends.threefry import counter_words
 from minimodel.tree import Array, Tree
@@ -18,11 +18,16 @@ def make(variant: str | None = None, *, debug: bool = False) -> Backend:
     """Eager NumPy. ``debug`` as in ``array_api.make``."""
     if variant:
         raise ValueError(f"backend 'numpy:{variant}': NumPy has no variants; load('numpy')")
+    eager = array_api.make(xp=np, debug=debug)
     return replace(
-        array_api.make(xp=np, debug=debug),
+        eager,
         name="numpy",
+        jit=eager.jit if debug else replay.jit,
+        scan=eager.scan if debug else replay.scan,
         to_numpy=identity,
+        take=take,
         random_bits=random_bits,
+        order=order,
         integer_matmul=integer_matmul,
         kth_largest=kth_largest,
     )
@@ -33,8 +38,15 @@ def identity(values: Tree) -> Tree:
     return values
 
 
+def take(x: Array, rows: Array) -> Array:
+    """x[rows] in one go."""
+    return rows.tape.call(np.take, x, rows, axis=0) if isinstance(rows, replay.Recorded) else np.take(x, rows, axis=0)
+
+
 def random_bits(key: Array, shape: tuple[int, ...]) -> Array:
     """threefry2x32 words in blocks that fit the cache, over the keys and over the counter."""
+    if isinstance(key, replay.Recorded):
+        return key.tape.call(random_bits, key, shape=shape)
     size = prod(shape)
     keys = key.reshape(-1, 2)
     out = np.empty((len(keys), size), np.uint32)
@@ -44,6 +56,14 @@ def random_bits(key: Array, shape: tuple[int, ...]) -> Array:
             block = slice(start, min(start + columns, size))
             out[row : row + rows, block] = counter_words(np, keys[row : row + rows], block.start, block.stop)
     return out.reshape((*key.shape[:-1], *shape))
+
+
+def order(words: Array) -> Array:
+    """Words with their places behind them, sorted as numbers of 64 bits: ten times as fast as a stable argsort."""
+    wide = words.astype(np.uint64) << 32
+    wide |= np.arange(words.shape[-1], dtype=np.uint64)
+    wide.sort(axis=-1)
+    return wide.astype(np.uint32).astype(np.int32)
 
 
 def integer_matmul(a: Array, b: Array) -> Array:

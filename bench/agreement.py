@@ -51,7 +51,7 @@ def train(network: mm.Network, data: mm.Splits, backend: mm.backends.Backend) ->
         data,
         seed=0,
         backend=backend,
-        optimizer=optimizer._replace(schedule=lambda step, total: schedule(step, epochs * steps)),
+        optimizer=optimizer._replace(schedule=lambda step, run: schedule(step, run._replace(steps=epochs * steps))),
         epochs=-(-STEPS // steps),
         batch_size=batch_size,
     )

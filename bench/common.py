@@ -20,7 +20,7 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def side_by_side(cases: dict[str, Callable[[], Any]], repeats: int = 7) -> dict[str, dict[str, float]]:
+def side_by_side(cases: dict[str, Callable[[], Any]], repeats: int = 7) -> dict[str, dict[str, Any]]:
     """Seconds of every case as least, median and greatest: one warm-up each, then in turns A B C A B C …"""
     for case in cases.values():
         case()

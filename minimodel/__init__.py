@@ -1,11 +1,11 @@
 """minimodel: search, train, prune and quantize small dense networks, by hand, on NumPy and JAX."""
 
-from minimodel import backends, datasets, losses, random
+from minimodel import backends, datasets, losses, observe, random
 from minimodel._version import __version__
 from minimodel.compress.pruning import prune
 from minimodel.compress.quantization import quantize
 from minimodel.datasets import Dataset, Normalization, Splits
-from minimodel.gradients import hvp, input_gradient, jvp, value_and_grad, vjp
+from minimodel.gradients import fisher_diagonal, gnvp, hvp, input_gradient, jvp, value_and_grad, vjp
 from minimodel.model import Evaluation, Model, load
 from minimodel.network import Layer, Network, Params
 from minimodel.problem import DivergedError
@@ -13,6 +13,7 @@ from minimodel.qarray import QArray
 from minimodel.search import optimizers, schedules, strategies
 from minimodel.search.gradient_descent import gradient_descent
 from minimodel.search.random_search import random_search
+from minimodel.streams import Stream, stream_batches, stream_files
 
 __all__ = [
     "Dataset",
@@ -25,15 +26,19 @@ __all__ = [
     "Params",
     "QArray",
     "Splits",
+    "Stream",
     "__version__",
     "backends",
     "datasets",
+    "fisher_diagonal",
+    "gnvp",
     "gradient_descent",
     "hvp",
     "input_gradient",
     "jvp",
     "load",
     "losses",
+    "observe",
     "optimizers",
     "prune",
     "quantize",
@@ -41,6 +46,8 @@ __all__ = [
     "random_search",
     "schedules",
     "strategies",
+    "stream_batches",
+    "stream_files",
     "value_and_grad",
     "vjp",
 ]

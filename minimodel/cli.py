@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from minimodel import __version__, backends, datasets, model, pipeline, plots, storage
+from minimodel import __version__, backends, datasets, model, observe, pipeline, plots, storage
 from minimodel.datasets import Dataset
 from minimodel.model import Model
 from minimodel.network import Network
@@ -112,9 +112,22 @@ def run(
         raise click.UsageError(f"--out: {out} is a file, not a folder")
     out.mkdir(parents=True, exist_ok=True)
     files = {name: str(out / f"{name}.safetensors") for name in (*pipeline.STAGES, "model")}
-    files |= {"record": str(out / "run.json")} | ({"plot": str(out / "run.png")} if plot else {})
+    files |= {"record": str(out / "run.json"), "log": str(out / "log.jsonl")} | (
+        {"plot": str(out / "run.png")} if plot else {}
+    )
     stages = []
-    with progress_bars() as on_progress:
+    Path(files["log"]).unlink(missing_ok=True)
+    with progress_bars() as show_progress:
+
+        def on_progress(name: str) -> observe.Callback:
+            show_bar, write_line = show_progress(name), observe.json_lines(files["log"], stage=name)
+
+            def callback(progress: observe.Progress) -> None:
+                show_bar(progress)
+                write_line(progress)
+
+            return callback
+
         for stage in pipeline.run(
             network,
             splits,

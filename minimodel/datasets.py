@@ -37,16 +37,32 @@ class Normalization(NamedTuple):
         return x / self.scale + self.shift
 
 
-def fit_normalization(x: np.ndarray) -> Normalization:
-    """Zero mean and unit variance: per feature, or one shift and scale for all where x holds uint8 pixels.
+class Moments(NamedTuple):
+    """Mean and variance of the rows so far in float64: per feature, or one for all where they hold uint8 pixels."""
 
-    Features that do not vary are only shifted.
-    """
-    axis = None if x.dtype == np.uint8 else 0
-    mean, deviation = (np.atleast_1d(part(x, axis=axis, dtype=np.float64)) for part in (np.mean, np.std))
-    varies = deviation > np.maximum(1e-7 * np.abs(mean), 1e-30)  # beyond it is rounding, or overflows float32
-    scale = np.where(varies, 1 / np.where(varies, deviation, 1), 1)
-    return Normalization(mean.astype(np.float32), scale.astype(np.float32))
+    rows: int = 0
+    mean: Any = 0.0
+    variance: Any = 0.0
+
+    def joined(self, x: np.ndarray) -> "Moments":
+        """With w the share of the new rows and δ = mean′ − mean: mean + wδ, (1−w)·variance + w·variance′ + w(1−w)δ²."""
+        axis = None if x.dtype == np.uint8 else 0
+        mean, variance = (np.atleast_1d(part(x, axis=axis, dtype=np.float64)) for part in (np.mean, np.var))
+        rows = self.rows + len(x)
+        w, step = len(x) / rows, mean - self.mean
+        return Moments(rows, self.mean + w * step, (1 - w) * self.variance + w * variance + w * (1 - w) * step**2)
+
+    def normalization(self) -> Normalization:
+        """Zero mean and unit variance; what does not vary is only shifted."""
+        deviation = np.sqrt(self.variance)
+        varies = deviation > np.maximum(1e-7 * np.abs(self.mean), 1e-30)  # beyond it is rounding, or overflows float32
+        scale = np.where(varies, 1 / np.where(varies, deviation, 1), 1)
+        return Normalization(self.mean.astype(np.float32), scale.astype(np.float32))
+
+
+def fit_normalization(x: np.ndarray) -> Normalization:
+    """Zero mean and unit variance: per feature, or one shift and scale for all where x holds uint8 pixels."""
+    return Moments().joined(x).normalization()
 
 
 @dataclass(frozen=True)
@@ -85,8 +101,7 @@ def load(source: str | Path, *, seed: int = 0, task: str | None = None) -> Split
     Labels are integers 0 … K−1, or text. ``task`` settles what is not clear from y: integers and text mean
     classification, other numbers regression. Raises ValueError or OSError for what cannot be used.
     """
-    if task not in (None, *TASKS):
-        raise ValueError(f"task: expected one of {', '.join(TASKS)}, got {task!r}")
+    check_task(task)
     if str(source) == "digits":
         with resources.as_file(resources.files("minimodel") / "data" / "digits.npz") as path:
             return split(*readers.read_npz(path), seed=seed, task=task)
@@ -135,27 +150,51 @@ def _take(data: Dataset, rows: Any) -> Dataset:
     return Dataset(data.x[rows], data.y[rows])
 
 
+def check_task(task: str | None) -> None:
+    if task not in (None, *TASKS):
+        raise ValueError(f"task: expected one of {', '.join(TASKS)}, got {task!r}")
+
+
 def _check(x: Any, y: Any, task: str | None = None) -> tuple[Dataset, tuple[str, ...] | None]:
-    """Refuse what no algorithm could learn from; x as (n, features) and y as labels or targets."""
+    """Refuse what no algorithm could learn from; x as (n, features), y as labels 0 … K−1 or targets, and the names of
+    text labels."""
+    x, y = check_rows(x, y, task)
+    if y.dtype.kind in "US":
+        names, labels = np.unique(y, return_inverse=True)
+        return Dataset(x, labels.astype(np.int32)), tuple(str(name) for name in names)
+    return Dataset(x, check_labels(y) if y.ndim == 1 else y), None
+
+
+def check_rows(x: Any, y: Any, task: str | None = None) -> Dataset:
+    """x as finite (n, features), uint8 or float32; y as finite float32 targets (n, out), or labels (n,), whichever they
+    are: int64 or text."""
     if y is None:
         raise ValueError("y: the data have no targets; expected an array y beside x")
-    x = check_x(x)
-    y, classes = _check_y(np.asarray(y), task)
+    x, y = check_x(x), _check_y(as_array("y", y), task)
     if len(x) != len(y):
         raise ValueError(f"x and y: expected as many rows in both, got {len(x)} and {len(y)}")
-    return Dataset(x, y), classes
+    return Dataset(x, y)
+
+
+def as_array(name: str, values: Any) -> np.ndarray:
+    try:
+        return np.asarray(values)
+    except (ValueError, TypeError, RuntimeError) as error:  # ragged lists; tensors on a device or with gradients
+        raise ValueError(
+            f"{name}: expected what NumPy reads as an array, got {type(values).__name__} ({error})"
+        ) from error
 
 
 def check_x(x: Any) -> np.ndarray:
     """x as finite (n, features), uint8 or float32."""
-    x = np.asarray(x)
+    x = as_array("x", x)
     if x.ndim < 2 or x.size == 0 or x.dtype.kind not in "uifb":
         raise ValueError(f"x: expected a non-empty numeric array (n, features), got {x.dtype} of shape {x.shape}")
     x = x.reshape(len(x), -1)
     if x.dtype == np.uint8:
         return x
     with np.errstate(over="ignore"):
-        x = x.astype(np.float32)
+        x = x.astype(np.float32, copy=False)
     if not np.isfinite(x).all():
         row, column = np.argwhere(~np.isfinite(x))[0]
         raise ValueError(
@@ -164,8 +203,8 @@ def check_x(x: Any) -> np.ndarray:
     return x
 
 
-def _check_y(y: np.ndarray, task: str | None) -> tuple[np.ndarray, tuple[str, ...] | None]:
-    """int32 labels 0 … K−1 with the names of text labels, or finite float32 targets (n, out)."""
+def _check_y(y: np.ndarray, task: str | None) -> np.ndarray:
+    check_task(task)
     if y.dtype.kind in "OT":  # text as pandas has it
         y = np.asarray(y.tolist())
     if y.ndim == 2 and y.shape[1] == 1 and y.dtype.kind != "f":
@@ -177,26 +216,28 @@ def _check_y(y: np.ndarray, task: str | None) -> tuple[np.ndarray, tuple[str, ..
         raise ValueError("y: regression needs numbers, got text")
     if task == "regression" or ((task is None and (y.dtype.kind == "f" or y.ndim == 2)) and not text):
         with np.errstate(over="ignore"):
-            targets = y.reshape(len(y), -1).astype(np.float32)
+            targets = y.reshape(len(y), -1).astype(np.float32, copy=False)
         if not np.isfinite(targets).all():
             raise ValueError(
                 f"y: NaN, infinite or beyond float32 at row {np.argwhere(~np.isfinite(targets))[0][0]} (from 0)"
             )
-        return targets, None
+        return targets
     if y.ndim != 1:
         raise ValueError(f"y: expected one label a row, shape (n,), got {y.shape}")
-    if text:
-        names, labels = np.unique(y, return_inverse=True)
-        return labels.astype(np.int32), tuple(str(name) for name in names)
-    return _check_labels(y), None
+    return y if text else _check_whole(y)
 
 
-def _check_labels(y: np.ndarray) -> np.ndarray:
-    """Integers 0 … K−1, each present."""
+def _check_whole(y: np.ndarray) -> np.ndarray:
+    """Labels as int64."""
     with np.errstate(invalid="ignore"):
         labels = y.astype(np.int64)
     if not (labels == y).all():
         raise ValueError(f"y: labels must be whole numbers, got {y[labels != y][0]}")
+    return labels
+
+
+def check_labels(labels: np.ndarray) -> np.ndarray:
+    """int32 labels: all of 0 … K−1, each present."""
     distinct = np.unique(labels)
     if len(distinct) < 2:
         raise ValueError(f"y: at least two classes are needed, got {len(distinct)}")
@@ -204,7 +245,7 @@ def _check_labels(y: np.ndarray) -> np.ndarray:
         odd = distinct[distinct != np.arange(len(distinct))][-1]
         raise ValueError(
             f"y: label {odd} is out of range: {len(distinct)} classes must be labelled 0 to {len(distinct) - 1} "
-            "without gaps; renumber them, give them as text, or ask for task 'regression'"
+            "without gaps; renumber them, or ask for task 'regression'"
         )
     return labels.astype(np.int32)
 
@@ -261,7 +302,7 @@ def _load_idx(folder: Path, seed: int) -> Splits:
 def _check_idx_labels(y: np.ndarray, folder: Path, stem: str) -> np.ndarray:
     if y.ndim != 1 or y.dtype.kind not in "ui":
         raise ValueError(f"{folder}: {stem}-labels: expected one integer a row, got {y.dtype} of shape {y.shape}")
-    return _check_labels(y) if stem == "train" else y.astype(np.int32)
+    return check_labels(y) if stem == "train" else y.astype(np.int32)
 
 
 def _find(folder: Path, stem: str) -> Path:

@@ -1,7 +1,8 @@
-"""Losses of a network's raw outputs, each with its gradient and its curvature directly below it.
+"""Losses of a network's raw outputs, each with its gradient beside it and its curvature directly below.
 
-Outputs z are (*population, batch, out). Class labels y are integers (batch,) or (*population, batch); other
-targets are floats (batch, out) or (*population, batch, out). A value has the shape (*population,).
+A loss is defined for one row: outputs z (*population, batch, out) and targets t of the same shape (without the
+population where all members share them) give losses (*population, batch). For class labels t is one-hot, or any
+distribution over the classes. ``Loss.value``, ``gradient`` and ``curvature`` average over the batch.
 """
 
 from collections.abc import Callable
@@ -15,73 +16,106 @@ from minimodel.tree import Array, namespace
 
 @dataclass(frozen=True, eq=False)
 class Loss:
-    """J(z, y) averaged over the batch, ∂J/∂z, the product (∂²J/∂z²)·v, and the prediction made from z.
+    """What the algorithms need of a loss.
 
-    ``labels`` says that y holds class indices, ``scaled`` that it holds quantities, which may be normalised.
-    ``config`` is what the loss's own function was called with.
+    rows            (z, t) -> the loss ℓ of every row, and ∂ℓ/∂z
+    row_curvature   (z, t, v) -> (∂²ℓ/∂z²)·v
+    decide          z -> the prediction
+    labels          y holds class indices; t is one-hot
+    scaled          y holds quantities, which may be normalised
+    config          what the loss's own function was called with
     """
 
     name: str
-    value: Callable[[Array, Array], Array]
-    gradient: Callable[[Array, Array], Array]
-    curvature: Callable[[Array, Array, Array], Array]
+    rows: Callable[[Array, Array], tuple[Array, Array]]
+    row_curvature: Callable[[Array, Array, Array], Array]
     decide: Callable[[Array], Array]
     labels: bool = False
     scaled: bool = False
     config: tuple[tuple[str, float], ...] = ()
 
+    def encode(self, y: Array, z: Array) -> Array:
+        """The targets t of outputs z: labels become one-hot rows."""
+        return one_hot(y, z.shape[-1], z.dtype) if self.labels else y
 
-def _mean(x: Array) -> Array:
-    """Over the batch and the outputs."""
-    return namespace(x).sum(x, axis=(-2, -1)) * (1 / (x.shape[-2] * x.shape[-1]))
+    def value(self, z: Array, y: Array) -> Array:
+        """J = mean ℓ over the batch, (*population,)."""
+        return mean(self.rows(z, self.encode(y, z))[0])
+
+    def gradient(self, z: Array, y: Array) -> Array:
+        """∂J/∂z"""
+        return self.rows(z, self.encode(y, z))[1] * (1 / z.shape[-2])
+
+    def curvature(self, z: Array, y: Array, v: Array) -> Array:
+        """(∂²J/∂z²)·v"""
+        return self.row_curvature(z, self.encode(y, z), v) * (1 / z.shape[-2])
+
+
+def total(x: Array) -> Array:
+    """Σ over the last axis, as a product with ones: BLAS adds short rows several times faster than NumPy does."""
+    return x @ namespace(x).ones(x.shape[-1], dtype=x.dtype)
+
+
+def mean(x: Array) -> Array:
+    """Over the last axis."""
+    return total(x) * (1 / x.shape[-1])
+
+
+def one_hot(y: Array, classes: int, dtype: Any) -> Array:
+    """1 in the column of the label, else 0."""
+    xp = namespace(y)
+    return xp.astype(y[..., None] == xp.arange(classes, dtype=y.dtype), dtype)
+
+
+def smooth(t: Array, amount: Array) -> Array:
+    """t + ε(1/K − t): the target mixed with the uniform distribution over its K classes; ε (*population,).
+
+    Szegedy et al., Rethinking the inception architecture (2016), section 7. One output alone is mixed with 1/2.
+    """
+    if amount.ndim:
+        amount = namespace(amount).reshape(amount, (*amount.shape, 1, 1))
+    return t + amount * (1 / max(2, t.shape[-1]) - t)
 
 
 def _raw(z: Array) -> Array:
     return z
 
 
-# Mean squared error: J = mean (z − y)².
+# Mean squared error: ℓ = mean over the outputs of (z − y)².
 
 
-def _squared(z: Array, y: Array) -> Array:
-    error = z - y
-    error *= error
-    return _mean(error)
+def _squared(z: Array, t: Array) -> tuple[Array, Array]:
+    """∂ℓ/∂z = 2(z − t)/out"""
+    error = z - t
+    return mean(error * error), error * (2 / z.shape[-1])
 
 
-def _squared_gradient(z: Array, y: Array) -> Array:
-    """2(z − y)/(batch·out)"""
-    return (z - y) * (2 / (z.shape[-1] * z.shape[-2]))
+def _squared_curvature(z: Array, t: Array, v: Array) -> Array:
+    """2v/out"""
+    return v * (2 / z.shape[-1])
 
 
-def _squared_curvature(z: Array, y: Array, v: Array) -> Array:
-    """2v/(batch·out)"""
-    return v * (2 / (z.shape[-1] * z.shape[-2]))
+# Softmax cross-entropy: ℓ = log Σ eᶻ − Σ t z, with p = softmax z. Shifting z by its maximum changes nothing and
+# keeps every exponential at most 1.
 
 
-# Softmax cross-entropy: J = mean over the batch of log Σ eᶻ − z_y, with p = softmax z. Shifting z by its maximum
-# changes nothing and keeps every exponential at most 1.
-
-
-def _cross_entropy(z: Array, y: Array) -> Array:
-    xp = namespace(z, y)
+def _cross_entropy(z: Array, t: Array) -> tuple[Array, Array]:
+    """∂ℓ/∂z = p − t"""
+    xp = namespace(z)
     z = z - xp.max(z, axis=-1, keepdims=True)
-    losses = xp.log(xp.sum(xp.exp(z), axis=-1)) - xp.sum(z * _one_hot(y, z), axis=-1)
-    return xp.sum(losses, axis=-1) * (1 / z.shape[-2])
+    p = xp.exp(z)
+    whole = total(p)
+    z *= t
+    losses = xp.log(whole) - total(z)
+    p /= whole[..., None]
+    p -= t
+    return losses, p
 
 
-def _cross_entropy_gradient(z: Array, y: Array) -> Array:
-    """(p − onehot y)/batch"""
+def _cross_entropy_curvature(z: Array, t: Array, v: Array) -> Array:
+    """p(v − Σ p v)"""
     p = softmax(z)
-    p -= _one_hot(y, z)
-    p *= 1 / z.shape[-2]
-    return p
-
-
-def _cross_entropy_curvature(z: Array, y: Array, v: Array) -> Array:
-    """p(v − Σ p v)/batch"""
-    p = softmax(z)
-    return p * (v - namespace(z).sum(p * v, axis=-1, keepdims=True)) * (1 / z.shape[-2])
+    return p * (v - namespace(z).sum(p * v, axis=-1, keepdims=True))
 
 
 def softmax(z: Array) -> Array:
@@ -92,69 +126,49 @@ def softmax(z: Array) -> Array:
     return p
 
 
-def _one_hot(y: Array, z: Array) -> Array:
-    xp = namespace(z, y)
-    return xp.astype(y[..., None] == xp.arange(z.shape[-1], dtype=y.dtype), z.dtype)
-
-
 def _largest(z: Array) -> Array:
     return namespace(z).argmax(z, axis=-1)
 
 
-# Binary cross-entropy of independent outputs, y in [0, 1]: J = mean max(z, 0) − zy + log(1 + e^−|z|).
+# Binary cross-entropy of independent outputs, t in [0, 1]: ℓ = mean max(z, 0) − zt + log(1 + e^−|z|).
 
 
-def _binary(z: Array, y: Array) -> Array:
-    xp = namespace(z, y)
-    return _mean(xp.maximum(z, xp.zeros_like(z)) - z * y + xp.log1p(xp.exp(-xp.abs(z))))
+def _binary(z: Array, t: Array) -> tuple[Array, Array]:
+    """∂ℓ/∂z = (σ(z) − t)/out"""
+    xp = namespace(z)
+    losses = mean(xp.maximum(z, xp.zeros_like(z)) - z * t + xp.log1p(xp.exp(-xp.abs(z))))
+    return losses, (sigmoid(z) - t) * (1 / z.shape[-1])
 
 
-def _binary_gradient(z: Array, y: Array) -> Array:
-    """(σ(z) − y)/(batch·out)"""
-    return (sigmoid(z) - y) * (1 / (z.shape[-1] * z.shape[-2]))
-
-
-def _binary_curvature(z: Array, y: Array, v: Array) -> Array:
-    """σ(1 − σ)v/(batch·out)"""
+def _binary_curvature(z: Array, t: Array, v: Array) -> Array:
+    """σ(1 − σ)v/out"""
     s = sigmoid(z)
-    return s * (1 - s) * v * (1 / (z.shape[-1] * z.shape[-2]))
+    return s * (1 - s) * v * (1 / z.shape[-1])
 
 
 def _positive(z: Array) -> Array:
     return namespace(z).astype(z > 0, z.dtype)
 
 
-# Huber: with e = z − y and its clipped value c = clip(e, −δ, δ), J = mean c(e − c/2).
+# Huber: with e = z − t and its clipped value c = clip(e, −δ, δ), ℓ = mean c(e − c/2).
 
 
-def _huber(z: Array, y: Array, delta: float) -> Array:
-    error = z - y
-    clipped = namespace(z, y).clip(error, -delta, delta)
-    return _mean(clipped * (error - 0.5 * clipped))
+def _huber(z: Array, t: Array, delta: float) -> tuple[Array, Array]:
+    """∂ℓ/∂z = c/out"""
+    error = z - t
+    clipped = namespace(z).clip(error, -delta, delta)
+    return mean(clipped * (error - 0.5 * clipped)), clipped * (1 / z.shape[-1])
 
 
-def _huber_gradient(z: Array, y: Array, delta: float) -> Array:
-    """c/(batch·out)"""
-    return namespace(z, y).clip(z - y, -delta, delta) * (1 / (z.shape[-1] * z.shape[-2]))
+def _huber_curvature(z: Array, t: Array, v: Array, delta: float) -> Array:
+    """v/out where |e| < δ, else 0"""
+    xp = namespace(z)
+    return xp.astype(xp.abs(z - t) < delta, z.dtype) * v * (1 / z.shape[-1])
 
 
-def _huber_curvature(z: Array, y: Array, v: Array, delta: float) -> Array:
-    """v/(batch·out) where |e| < δ, else 0"""
-    xp = namespace(z, y)
-    inside = xp.astype(xp.abs(z - y) < delta, z.dtype)
-    return inside * v * (1 / (z.shape[-1] * z.shape[-2]))
-
-
-mean_squared_error = Loss("mean_squared_error", _squared, _squared_gradient, _squared_curvature, _raw, scaled=True)
-softmax_cross_entropy = Loss(
-    "softmax_cross_entropy",
-    _cross_entropy,
-    _cross_entropy_gradient,
-    _cross_entropy_curvature,
-    _largest,
-    labels=True,
-)
-binary_cross_entropy = Loss("binary_cross_entropy", _binary, _binary_gradient, _binary_curvature, _positive)
+mean_squared_error = Loss("mean_squared_error", _squared, _squared_curvature, _raw, scaled=True)
+softmax_cross_entropy = Loss("softmax_cross_entropy", _cross_entropy, _cross_entropy_curvature, _largest, labels=True)
+binary_cross_entropy = Loss("binary_cross_entropy", _binary, _binary_curvature, _positive)
 
 
 def huber(delta: float = 1.0) -> Loss:
@@ -166,8 +180,8 @@ def huber(delta: float = 1.0) -> Loss:
 
 @cache
 def _huber_loss(delta: float) -> Loss:
-    value, gradient, curvature = (partial(part, delta=delta) for part in (_huber, _huber_gradient, _huber_curvature))
-    return Loss("huber", value, gradient, curvature, _raw, scaled=True, config=(("delta", delta),))
+    rows, curvature = (partial(part, delta=delta) for part in (_huber, _huber_curvature))
+    return Loss("huber", rows, curvature, _raw, scaled=True, config=(("delta", delta),))
 
 
 NAMES = ("mean_squared_error", "softmax_cross_entropy", "binary_cross_entropy", "huber")

@@ -13,6 +13,8 @@ from minimodel.losses import Loss
 from minimodel.network import Network, Params
 from minimodel.problem import Masks, check_data
 from minimodel.qarray import QArray, levels
+from minimodel.streams import Stream
+from minimodel.tree import Tree
 
 ROWS = 4096  # rows in one go: activations stay small whatever the size of the data
 NORMALIZATIONS = ("normalization", "targets")
@@ -22,12 +24,34 @@ MAX_PARAMETERS = 2**27  # in a file: what a damaged or hostile header could ask 
 class Evaluation(NamedTuple):
     """The loss, and the accuracy (classification) or the R² (regression); arrays over a population.
 
-    R² is the mean over the outputs of 1 − Σ(y − ŷ)²/Σ(y − ȳ)², or None where a target never varies.
+    R² is the mean over the outputs of 1 − Σ(y − ŷ)²/Σ(y − ȳ)², or None where a target never varies. As text it is
+    the mean ± its standard error over the population.
     """
 
     loss: Any
     accuracy: Any = None
     r2: Any = None
+
+    def mean(self) -> "Evaluation":
+        """Over the population."""
+        return Evaluation(*(None if value is None else float(np.mean(value, dtype=np.float64)) for value in self))
+
+    def standard_error(self) -> "Evaluation":
+        """s/√P of the mean over P networks, s² their sample variance; NaN for one network."""
+        return Evaluation(*(None if value is None else _standard_error(np.asarray(value)) for value in self))
+
+    def __str__(self) -> str:
+        found = zip(self._fields, self.mean(), self.standard_error(), strict=True)
+        parts = [
+            f"{name} {mean:.4f}" + ("" if np.isnan(error) else f" ± {error:.4f}")
+            for name, mean, error in found
+            if mean is not None
+        ]
+        return ", ".join(parts)
+
+
+def _standard_error(values: np.ndarray) -> float:
+    return float(values.std(ddof=1, dtype=np.float64) / np.sqrt(values.size)) if values.size > 1 else float("nan")
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +67,7 @@ class Model:
     quantized       the integers of each weight, of ``bits`` bits
     history         what the run recorded: loss and learning_rate by step, validation_loss by epoch or generation;
                     not saved
+    state           where gradient descent stopped, for ``resume``; not saved
     """
 
     network: Network
@@ -56,6 +81,7 @@ class Model:
     quantized: tuple[QArray, ...] | None = None
     bits: int | None = None
     history: dict[str, np.ndarray] = field(default_factory=dict)
+    state: Tree = None
 
     @property
     def population(self) -> int | None:
@@ -83,7 +109,18 @@ class Model:
 
         masks = self.masks and tuple(mask[i] if mask.ndim > 2 else mask for mask in self.masks)
         history = {name: log[:, i] if log.ndim > 1 else log for name, log in self.history.items()}
-        return replace(self, params=pick(self.params), masks=masks, quantized=pick(self.quantized), history=history)
+        return replace(
+            self, params=pick(self.params), masks=masks, quantized=pick(self.quantized), history=history, state=None
+        )
+
+    def best(self) -> "Model":
+        """The member of a population whose validation loss got lowest; test data never choose."""
+        if self.population is None:
+            return self
+        if "validation_loss" not in self.history:
+            raise ValueError("best: the history is gone, as it is not saved; evaluate the members on validation data")
+        log = self.history["validation_loss"]
+        return self.member(int(np.min(np.where(np.isnan(log), np.inf, log), axis=0).argmin()))
 
     def outputs(self, x: Any) -> np.ndarray:
         """Scores of the classes, or predicted targets, (*population, n, out), for raw inputs (n, features)."""
@@ -158,7 +195,7 @@ class Model:
         return zip(self.params, masks, self.quantized or nothing, strict=True)
 
 
-def new_model(network: Network, params: Params, loss: Loss, data: Splits) -> Model:
+def new_model(network: Network, params: Params, loss: Loss, data: Splits | Stream) -> Model:
     """A model with what it needs to know of the data it was found on."""
     targets = data.targets if loss.scaled else None
     return Model(network, params, loss, data.normalization, targets, data.classes, data.split_seed)

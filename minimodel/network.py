@@ -67,17 +67,8 @@ class Network:
         He et al., Delving deep into rectifiers (2015); Glorot, Bengio (2010).
         """
         backend = load(backend)
-        key, xp = backend.asarray(key), backend.xp
-        params = []
-        for i, (inputs, outputs) in enumerate(self.shapes):
-            layer_key = random.fold_in(key, i)
-            if self.initializer == "he":
-                weight = random.normal(layer_key, (inputs, outputs), backend=backend) * sqrt(2 / inputs)
-            else:
-                limit = sqrt(6 / (inputs + outputs))
-                weight = random.uniform(layer_key, (inputs, outputs), -1.0, 1.0, backend=backend) * limit
-            params.append(Layer(weight, xp.zeros((*key.shape[:-1], outputs), dtype=xp.float32)))
-        return tuple(params)
+        run = backend.jit(_init, static=("network", "backend"))
+        return run(backend.asarray(key), network=self, backend=backend)
 
     def apply(self, params: Params, x: Array) -> Array:
         """The raw outputs (*population, batch, out) of inputs (batch, in) or (*population, batch, in)."""
@@ -85,6 +76,19 @@ class Network:
         for layer in params[:-1]:
             x = self.functions.value(affine(layer, x))
         return affine(params[-1], x)
+
+
+def _init(key: Array, *, network: Network, backend: Backend) -> Params:
+    xp, params = backend.xp, []
+    for i, (inputs, outputs) in enumerate(network.shapes):
+        layer_key = random.fold_in(key, i)
+        if network.initializer == "he":
+            weight = random.normal(layer_key, (inputs, outputs), backend=backend) * sqrt(2 / inputs)
+        else:
+            limit = sqrt(6 / (inputs + outputs))
+            weight = random.uniform(layer_key, (inputs, outputs), -1.0, 1.0, backend=backend) * limit
+        params.append(Layer(weight, xp.zeros((*key.shape[:-1], outputs), dtype=xp.float32)))
+    return tuple(params)
 
 
 def affine(layer: Layer, x: Array) -> Array:

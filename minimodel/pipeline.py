@@ -11,7 +11,8 @@ from minimodel.compress.quantization import quantize
 from minimodel.datasets import Splits
 from minimodel.model import Model
 from minimodel.network import Network
-from minimodel.problem import Callback, check_count
+from minimodel.observe import Callback
+from minimodel.problem import check_count
 from minimodel.qarray import levels
 from minimodel.search import optimizers, schedules
 from minimodel.search.gradient_descent import gradient_descent
@@ -51,7 +52,7 @@ def run(
     sparsity: float = 0.9,
     bits: int = 4,
     epochs: int | None = None,
-    on_progress: Callable[[str], Callback] = lambda name: lambda done, total, loss: None,
+    on_progress: Callable[[str], Callback] = lambda name: lambda progress: None,
 ) -> Iterator[Stage]:
     """The four stages, each yielded when it is done; each starts from the model of the one before.
 

@@ -1,6 +1,6 @@
 """A network, data and a loss that fit each other, on a backend: what every algorithm starts from."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,21 +10,37 @@ from minimodel.backends import Backend
 from minimodel.datasets import Dataset, Splits
 from minimodel.losses import Loss
 from minimodel.network import Layer, Network, Params
+from minimodel.streams import CHUNK, Stream, prefetched
 from minimodel.tree import Array, Tree
 
-Callback = Callable[[int, int, float], None]  # steps done, steps in all, the loss being watched
-Pair = tuple[Array, Array]  # inputs and targets
 Masks = tuple[np.ndarray, ...]  # one array of bool per weight: what is kept
 
 
+class Rows(NamedTuple):
+    """Rows of data as the algorithms use them: normalised, targets encoded, both float32.
+
+    Labels become one-hot rows. ``weight`` is that of each row in the training loss, 1 on average, or None.
+    """
+
+    x: Array
+    t: Array
+    weight: Array | None = None
+
+
 class Problem(NamedTuple):
-    """A network, a loss, and (x, y) of the train and the validation part on a backend."""
+    """A network, a loss, and data on a backend.
+
+    ``chunks(epoch, n)`` gives the training rows of an epoch, in one piece or, from a stream, in several, all but the
+    last of a multiple of n rows. ``rows`` is how many they are.
+    """
 
     backend: Backend
     network: Network
     loss: Loss
-    train: Pair
-    validation: Pair
+    rows: int
+    chunks: Callable[[int, int], Iterable[Rows]]
+    validation: Rows
+    streamed: bool = False
 
 
 class DivergedError(RuntimeError):
@@ -45,28 +61,90 @@ class DivergedError(RuntimeError):
 
 def prepare(
     network: Network,
-    data: Splits,
+    data: Splits | Stream,
     loss: str | Loss | None,
     backend: Backend,
     fitted: Any,
+    *,
+    sample_weight: Any = None,
+    class_weight: Any = None,
 ) -> Problem:
-    """Check that the data fit the network and the loss, normalise them as ``fitted`` (the data or a model) says, move
-    them to the backend.
+    """Check that the data fit the network and the loss, normalise them as ``fitted`` (the data or a model) says,
+    encode the targets, move them to the backend; of a stream, a chunk ahead of its use.
 
     Without a loss, labels mean softmax cross-entropy and other targets the mean squared error.
     """
-    if not isinstance(data, Splits):
+    if not isinstance(data, Splits | Stream):
         raise TypeError(f"data: expected Splits, got {type(data).__name__}; datasets.split(x, y, seed=…) makes them")
     if loss is None:
-        loss = "softmax_cross_entropy" if data.train.y.ndim == 1 else "mean_squared_error"
+        loss = "softmax_cross_entropy" if data.validation.y.ndim == 1 else "mean_squared_error"
     loss = losses.get(loss)
-    parts = []
-    for name in ("train", "validation"):
-        x, y = check_data(network, loss, getattr(data, name), name)
+
+    def rows(part: Dataset, name: str, weight: np.ndarray | None = None) -> Rows:
+        x, y = check_data(network, loss, part, name)
         x = fitted.normalization(x) if fitted.normalization else x
         y = fitted.targets(y) if loss.scaled and fitted.targets else y
-        parts.append((backend.asarray(x, backend.xp.float32), backend.asarray(y)))
-    return Problem(backend, network, loss, *parts)
+        t = losses.one_hot(y, network.layer_sizes[-1], np.float32) if loss.labels else y
+        return to_backend(backend, Rows(x, t, weight))
+
+    validation = rows(data.validation, "validation")
+    if isinstance(data, Splits):
+        train = (rows(data.train, "train", row_weights(data.train, loss, sample_weight, class_weight)),)
+        return Problem(backend, network, loss, len(data.train.x), lambda epoch, multiple: train, validation)
+    if sample_weight is not None:
+        raise ValueError("sample_weight: a stream takes none; give class_weight, or repeat rows")
+    by_class = None if class_weight is None else class_weights(class_weight, data.counts)
+
+    def read(epoch: int, multiple: int) -> Iterator[Rows]:
+        size = max(1, CHUNK // (4 * network.layer_sizes[0] * multiple)) * multiple
+        for x, y in data.chunks(epoch, size):
+            yield rows(Dataset(x, y), "train", None if by_class is None else by_class[y])
+
+    return Problem(backend, network, loss, data.rows, lambda *at: prefetched(read(*at)), validation, streamed=True)
+
+
+def row_weights(data: Dataset, loss: Loss, sample_weight: Any, class_weight: Any) -> np.ndarray | None:
+    """The product of both weights of every row, scaled to 1 on average, or None for neither."""
+    if sample_weight is None and class_weight is None:
+        return None
+    weight, n = np.ones(len(data.x)), len(data.x)
+    if class_weight is not None:
+        if not loss.labels:
+            raise ValueError(f"class_weight: {loss.name} has no classes; use sample_weight")
+        weight = class_weights(class_weight, np.bincount(data.y))[data.y]
+    if sample_weight is not None:
+        weight = weight * check_weights("sample_weight", sample_weight, n)
+    if not weight.sum() > 0:
+        raise ValueError("sample_weight, class_weight: at least one row must have a weight above 0")
+    return weight * (n / weight.sum())
+
+
+def class_weights(class_weight: Any, counts: np.ndarray | None) -> np.ndarray:
+    """A weight for each class, 1 on average over the rows; "balanced": n/(K·count), as in scikit-learn."""
+    if counts is None:
+        raise ValueError("class_weight: these data have no classes; use sample_weight")
+    if isinstance(class_weight, str) and class_weight == "balanced":
+        weights = counts.sum() / (len(counts) * np.maximum(counts, 1))
+    elif isinstance(class_weight, dict):
+        if foreign := set(class_weight) - set(range(len(counts))):
+            raise ValueError(
+                f"class_weight: the classes are 0 to {len(counts) - 1}, got {sorted(foreign, key=str)[0]!r}"
+            )
+        listed = [class_weight.get(label, 1.0) for label in range(len(counts))]
+        weights = check_weights("class_weight", listed, len(counts))
+    elif isinstance(class_weight, str):
+        raise ValueError(f"class_weight: expected 'balanced', {len(counts)} weights or a dict, got {class_weight!r}")
+    else:
+        weights = check_weights("class_weight", class_weight, len(counts))
+    return weights * (counts.sum() / max((weights * counts).sum(), 1e-300))
+
+
+def check_weights(name: str, weights: Any, n: int) -> np.ndarray:
+    """n finite numbers of at least 0, as float64."""
+    found = np.asarray(weights, np.float64)
+    if found.shape != (n,) or not np.isfinite(found).all() or (found < 0).any():
+        raise ValueError(f"{name}: expected {n} finite numbers of at least 0, got {weights!r:.200}")
+    return found
 
 
 def check_data(network: Network, loss: Loss, data: Dataset, name: str = "data") -> Dataset:
@@ -117,6 +195,22 @@ def check_count(name: str, value: Any, least: int) -> int:
     return int(value)
 
 
+def check_numbers(name: str, value: Any, members: tuple[int, ...], low: float = 0.0, below: float = np.inf) -> Any:
+    """The value, if it is None, or finite numbers from ``low`` up to ``below``: one for all or one for each member."""
+    if value is None:
+        return None
+    found = np.asarray(value)
+    many = f" or {members[0]} of them" if members else ""
+    if (
+        found.dtype.kind not in "iuf"
+        or found.shape not in ((), members)
+        or not (np.isfinite(found) & (found >= low) & (found < below)).all()
+    ):
+        limit = f" and below {below:g}" if below < np.inf else ""
+        raise ValueError(f"{name}: expected a finite number{many} from {low:g}{limit}, got {value!r}")
+    return found
+
+
 def check_params(network: Network, params: Any, population: int | None) -> Params:
     """Parameters that fit the network and are finite, with a leading axis of the population if there is one."""
     params = tuple(Layer(*map(np.asarray, layer)) for layer in params)
@@ -148,13 +242,22 @@ def nan_last(loss: Array) -> Array:
     return xp.where(xp.isnan(loss), xp.full_like(loss, float("inf")), loss)
 
 
-def masked(values: Tree, masks: tuple[Array, ...] | None) -> Tree:
-    """Every ``Params`` within the tree (parameters, gradients, optimizer state) with its weights times the masks."""
-    if masks is None or not isinstance(values, tuple):
+def each_params(fn: Callable[[Params], Params], values: Tree) -> Tree:
+    """The tree with fn applied to every ``Params`` within it: parameters, gradients, an optimizer's state."""
+    if not isinstance(values, tuple):
         return values
     if values and isinstance(values[0], Layer):
-        return tuple(Layer(layer.weight * mask, layer.bias) for layer, mask in zip(values, masks, strict=True))
-    return type(values)(*(masked(value, masks) for value in values))
+        return fn(values)
+    return tuple.__new__(type(values), [each_params(fn, value) for value in values])
+
+
+def masked(values: Tree, masks: tuple[Array, ...] | None) -> Tree:
+    """Every ``Params`` within the tree with its weights times the masks."""
+    if masks is None:
+        return values
+    return each_params(
+        lambda params: tuple(Layer(w * mask, b) for (w, b), mask in zip(params, masks, strict=True)), values
+    )
 
 
 def to_backend(backend: Backend, values: Tree) -> Tree:

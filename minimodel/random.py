@@ -149,5 +149,5 @@ def _permutation(key: Array, *, shape: int, backend: Backend) -> Array:
     for _ in range(ceil(3 * log(max(1, shape)) / log(2**32 - 1))):
         pair = split(key)
         key, words = pair[..., 0, :], backend.random_bits(pair[..., 1, :], (shape,))
-        order = xp.take_along_axis(order, xp.argsort(words, axis=-1, stable=True), axis=-1)
+        order = xp.take_along_axis(order, backend.order(words), axis=-1)
     return order

@@ -1,7 +1,6 @@
 """What the command line shows: progress, the closing table, JSON, and where a run ran."""
 
 import json
-import math
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,15 +9,16 @@ from importlib.metadata import version
 from typing import Any
 
 import click
+import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from minimodel import __version__
+from minimodel import __version__, observe
 from minimodel.backends import Backend
+from minimodel.observe import Callback, plain
 from minimodel.pipeline import Stage
-from minimodel.problem import Callback
 
 
 def environment(backend: Backend) -> dict[str, Any]:
@@ -41,14 +41,6 @@ def environment(backend: Backend) -> dict[str, Any]:
 
 def to_json(values: Any, indent: int | None = None) -> str:
     """JSON, which has no infinity: null in its place."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: plain(item) for key, item in value.items()}
-        if isinstance(value, list | tuple):
-            return [plain(item) for item in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
     return json.dumps(plain(values), indent=indent, allow_nan=False)
 
 
@@ -84,20 +76,21 @@ def progress_bars() -> Iterator[Callable[[str], Callback]]:
         TextColumn("{task.description:<17}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]:>9}"),
+        TextColumn("{task.fields[pace]:>9}"),
         TimeRemainingColumn(),
         TextColumn("loss {task.fields[loss]:.4f}"),
+        TextColumn("{task.fields[rate]}"),
     )
     console = Console(stderr=True)
     with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
 
         def on_progress(name: str) -> Callback:
-            bar = bars.add_task(name, total=None, loss=float("nan"), rate="")
+            bar = bars.add_task(name, total=None, loss=float("nan"), pace="", rate="")
 
-            def callback(done: int, total: int, loss: float) -> None:
-                elapsed = bars.tasks[bar].elapsed
-                rate = f"{done / elapsed:.1f}/s" if elapsed else ""
-                bars.update(bar, completed=done, total=total, loss=loss, rate=rate)
+            def callback(now: observe.Progress) -> None:
+                pace = f"{now.done / now.seconds:.1f}/s" if now.seconds else ""
+                rate = "" if now.learning_rate is None else f"rate {np.max(now.learning_rate):.2g}"
+                bars.update(bar, completed=now.done, total=now.total, loss=now.best, pace=pace, rate=rate)
 
             return callback
 

@@ -12,12 +12,9 @@ Tree = Any  # an array, None, or a tuple / NamedTuple of trees
 
 def map(fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
     """fn(leaf, *leaves of rest) at every leaf; the trees must have the same structure."""
-    if tree is None:
-        return None
-    if not isinstance(tree, tuple):
-        return fn(tree, *rest)
-    children = [map(fn, *branches) for branches in zip(tree, *rest, strict=True)]
-    return type(tree)(*children) if hasattr(tree, "_fields") else tuple(children)
+    if isinstance(tree, tuple):  # made without the NamedTuple's own constructor, which takes as long as an addition
+        return tuple.__new__(type(tree), [map(fn, *branches) for branches in zip(tree, *rest, strict=True)])
+    return None if tree is None else fn(tree, *rest)
 
 
 def leaves(*trees: Tree) -> list[Any]:
@@ -36,6 +33,8 @@ def namespace(*trees: Tree) -> Any:
 
     Raises TypeError on a mixture: arrays of two backends never meet silently.
     """
+    if len(trees) == 1 and (known := _spaces.get(type(trees[0]))):
+        return known
     found = None
     for leaf in leaves(*trees):
         space = _spaces.get(type(leaf)) or _space(leaf)
@@ -46,6 +45,13 @@ def namespace(*trees: Tree) -> Any:
             )
         found = space
     return found
+
+
+def space(tree: Tree) -> Any:
+    """The namespace of the first leaf, for inner loops: nobody else's mixture gets there."""
+    while isinstance(tree, tuple):
+        tree = tree[0]
+    return _spaces.get(type(tree)) or _space(tree)
 
 
 _spaces: dict[type, Any] = {}  # the namespace of each array type seen: asking the array takes longer than adding

@@ -1,7 +1,9 @@
 """The command line: results on stdout, one line on stderr for a failure, and files that are what it says."""
 
 import gzip
+import io
 import json
+import re
 import struct
 import subprocess
 import sys
@@ -15,7 +17,10 @@ import minimodel as mm
 pytest.importorskip("click")
 pytest.importorskip("rich")
 
-from minimodel import cli
+from rich.console import Console
+
+from minimodel import cli, terminal
+from minimodel.observe import Progress
 
 STAGES = ["random_search", "gradient_descent", "prune", "quantize"]
 FAST = ["--epochs", "2", "--hidden", "8"]
@@ -106,12 +111,14 @@ def checked_record(out, code, stdout, stderr):
         assert record["files"][stage["name"]] == str(path)
         assert stage["bytes"] == path.stat().st_size
         assert stage["nonzero"] == mm.load(path).nonzero
-    assert set(record["files"]) == {*STAGES, "model", "record"}
+    assert set(record["files"]) == {*STAGES, "model", "record", "log"}
+    assert record["files"]["log"] == str(out / "log.jsonl")
     assert (out / "model.safetensors").read_bytes() == (out / "quantize.safetensors").read_bytes()
     assert json.loads((out / "run.json").read_text()) == record
     assert {entry.name for entry in out.iterdir()} == {
         *(f"{name}.safetensors" for name in (*STAGES, "model")),
         "run.json",
+        "log.jsonl",
     }
     return record
 
@@ -188,6 +195,42 @@ def test_task_settles_what_whole_numbers_mean(folder, capsys):
     code, _, stderr = in_process(capsys, "run", data, *FAST, "--out", "out")
     assert code == 1 and "regression" in stderr
     assert in_process(capsys, "run", data, *FAST, "--out", "out", "--task", "regression")[0] == 0
+
+
+def test_every_report_of_a_run_is_in_its_log(folder, capsys):
+    """A line for each epoch under the name of its stage, anew in every run."""
+    write_npz(folder / "d.npz", x=table()[0], y=table()[1])
+    for _ in range(2):
+        assert in_process(capsys, "run", "d.npz", "--hidden", "8", "--epochs", "4", "--out", "out")[0] == 0
+        text = (folder / "out" / "log.jsonl").read_text(encoding="utf-8")
+        lines = [json.loads(line, parse_constant=pytest.fail) for line in text.splitlines()]
+        assert list(dict.fromkeys(line["stage"] for line in lines)) == STAGES
+        for stage, total in zip(STAGES, (100, 4, 6, 2), strict=True):
+            reports = [line for line in lines if line["stage"] == stage]
+            done = [line["done"] for line in reports]
+            assert {line["total"] for line in reports} == {total} and done[-1] == total and done == sorted(set(done))
+            assert len(reports) == total or stage == "random_search"
+            for line in reports:
+                assert list(line) == ["stage", *Progress._fields]
+                assert np.isfinite(line["loss"]) and line["seconds"] > 0
+                searched = stage == "random_search"
+                assert (line["validation_loss"] is None) == (line["learning_rate"] is None) == searched
+
+
+def test_a_person_sees_how_far_a_run_is(folder, capsys, monkeypatch):
+    """On a terminal: a bar for each stage with its pace, its loss and its learning rate, and none of it on stdout."""
+    shown = io.StringIO()
+    monkeypatch.setattr(
+        terminal, "Console", lambda **options: Console(file=shown, force_terminal=True, width=160, color_system=None)
+    )
+    write_npz(folder / "d.npz", x=table()[0], y=table()[1])
+    code, stdout, stderr = in_process(capsys, "run", "d.npz", *FAST, "--out", "out", "--json")
+    assert (code, stderr) == (0, "") and json.loads(stdout)["files"]
+    lines = shown.getvalue().replace("\r", "\n").splitlines()
+    for stage, total in zip(STAGES, (100, 2, 3, 1), strict=True):
+        last = [line for line in lines if stage in line][-1]
+        assert f"{total}/{total}" in last and "/s" in last and re.search(r"loss \d", last)
+        assert ("rate" in last) == (stage != "random_search")
 
 
 def test_run_without_out_makes_a_folder_of_its_own(folder, capsys):

@@ -12,7 +12,18 @@ from minimodel.compress import pruning
 from minimodel.losses import Loss
 from minimodel.problem import masked, prepare, run_keys, to_backend
 from minimodel.search import random_search
-from minimodel.search.gradient_descent import DIRECT, INIT, ORDER, Static, Traced, begin, epoch, fit, mini_batches
+from minimodel.search.gradient_descent import (
+    DIRECT,
+    INIT,
+    ORDER,
+    Draws,
+    Static,
+    Traced,
+    begin,
+    epoch,
+    fit,
+    mini_batches,
+)
 from minimodel.search.strategies import local
 
 NETWORK = mm.Network((4, 6, 3))
@@ -49,6 +60,13 @@ def program(backend, splits, optimizer, batch_size=16):
     problem = prepare(NETWORK, splits, None, backend, fitted=splits)
     static = Static(backend, NETWORK, problem.loss, optimizer.rule, DIRECT, batch_size)
     return problem, static
+
+
+def within(values):
+    """Every ``Params`` in a tree: parameters, or what the state of an optimizer holds for each of them."""
+    if isinstance(values, tuple) and values and isinstance(values[0], mm.Layer):
+        return [values]
+    return [found for value in values for found in within(value)] if isinstance(values, tuple) else []
 
 
 # It learns.
@@ -223,8 +241,11 @@ def test_masked_momentum_never_revives_a_weight(name, backend, splits):
     optimizer = OPTIMIZERS[name]
     problem, static = program(backend, replace(splits, validation=splits.train), optimizer, batch_size=32)
     masks = draw_masks()
-    given = Traced(to_backend(backend, optimizer.config), to_backend(backend, masks), None)
+    given = Traced(
+        to_backend(backend, optimizer.config), to_backend(backend, masks), active=backend.asarray(np.array(True))
+    )
     params = to_backend(backend, NETWORK.init(random.key(0)))
+    (rows,) = problem.chunks(0, 32)
     state = tree.map(lambda leaf: leaf + 1, optimizer.rule.init(params))  # momentum everywhere
     restart = backend.jit(begin, static=("static",), donate=("params", "opt_state"))
     run = backend.jit(epoch, static=("static",), donate=("state",))
@@ -232,14 +253,14 @@ def test_masked_momentum_never_revives_a_weight(name, backend, splits):
     now = restart(params, state, problem.validation, given, static=static)
     for done in range(3):
         host = backend.to_numpy(now)
-        momenta = [host.opt_state] if "adam" not in name else [host.opt_state.mean, host.opt_state.square]
-        for layers in (host.params, *momenta):
+        momenta = within(host.opt_state)
+        assert len(momenta) == (2 if "adam" in name else 1)
+        for layers in (host.params, host.best, *momenta):
             for layer, mask in zip(layers, masks, strict=True):
                 np.testing.assert_array_equal(layer.weight[mask == 0], 0)
                 assert layer.weight[mask == 1].any()
-        now, *_ = run(
-            now, problem.train, problem.validation, backend.asarray(random.key(done)), rates, given, static=static
-        )
+        order = Draws(backend.asarray(random.key(done)), None)
+        now, *_ = run(now, rows, problem.validation, order, rates, given, static=static)
 
 
 def test_new_masks_within_a_run_restart_the_best(splits):
@@ -258,15 +279,17 @@ def test_new_masks_within_a_run_restart_the_best(splits):
     )
     assert run.masks is masks
     assert run.history["validation_loss"][:4].min() < run.history["validation_loss"][4]
-    for layer in run.params:
+    for layer in run.state.best:
         np.testing.assert_array_equal(layer.weight, 0)
 
 
 def test_masked_reaches_every_params_in_a_tree():
     params, masks = NETWORK.init(random.key(0)), draw_masks()
-    state = optimizers.adam(0.1).rule.init(params)._replace(mean=params, square=params)
-    found = masked(state, masks)
-    for layers in (found.mean, found.square):
+    inner, moments = optimizers.adam(0.1, weight_decay=0.1).rule.init(params)
+    state = (inner, moments._replace(mean=params, square=params)), params
+    (inner, found), outer = masked(state, masks)
+    assert inner is None and found.step is moments.step and found.largest is None
+    for layers in (found.mean, found.square, outer):
         for layer, before, mask in zip(layers, params, masks, strict=True):
             np.testing.assert_array_equal(layer.weight, before.weight * mask)
             np.testing.assert_array_equal(layer.bias, before.bias)
@@ -312,7 +335,8 @@ def test_the_history_has_a_row_for_each_step_and_epoch(population, splits):
     steps = len(splits.train.x) // 10
     assert model.history["loss"].shape == (3 * steps, *lead)
     assert model.history["validation_loss"].shape == (4, *lead)
-    np.testing.assert_array_equal(model.history["learning_rate"], schedule(np.arange(3 * steps), 3 * steps))
+    expected = schedule(np.arange(3 * steps), schedules.Run(3 * steps, steps))
+    np.testing.assert_array_equal(model.history["learning_rate"], expected)
 
 
 def test_the_first_loss_is_that_of_the_start():
@@ -327,11 +351,10 @@ def test_the_first_loss_is_that_of_the_start():
 
 def test_the_callback_sees_every_epoch(splits):
     seen = []
-    model = mm.gradient_descent(
-        NETWORK, splits, seed=0, epochs=3, population=2, callback=lambda *args: seen.append(args)
-    )
+    model = mm.gradient_descent(NETWORK, splits, seed=0, epochs=3, population=2, callback=seen.append)
     best = model.history["validation_loss"][1:].min(axis=1)
-    assert seen == [(i + 1, 3, float(loss)) for i, loss in enumerate(best)]
+    assert [progress[:2] for progress in seen] == [(1, 3), (2, 3), (3, 3)]
+    assert [progress.best for progress in seen] == best.tolist()
 
 
 def test_what_is_given_is_not_changed(backend, splits):
@@ -350,12 +373,13 @@ def test_what_is_given_is_not_changed(backend, splits):
 def recording(log):
     """The squared error, which also writes down the targets it was given."""
 
-    def value(z, y):
-        log.append(np.array(y[..., 0]))
-        return losses.mean_squared_error.value(z, y)
-
     base = losses.mean_squared_error
-    return Loss("recording", value, base.gradient, base.curvature, base.decide)
+
+    def rows(z, t):
+        log.append(np.array(t[..., 0]))
+        return base.rows(z, t)
+
+    return Loss("recording", rows, base.row_curvature, base.decide)
 
 
 @pytest.mark.parametrize(("rows", "size"), [(48, 16), (50, 16), (16, 16), (10, 16), (7, 1)])
@@ -384,6 +408,397 @@ def test_each_epoch_is_a_new_permutation_of_the_rows(rows, size):
         assert set(seen) <= set(range(rows))
     orders = {tuple(np.concatenate(batches)) for batches in epochs}
     assert len(orders) == 3
+
+
+# As scikit-learn trains it: the gradient of a whole run, weights and steps copied.
+
+
+@pytest.mark.parametrize("solver", ["sgd", "momentum", "nesterov", "adam"])
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_scikit_learn_takes_the_same_steps(task, solver, splits, oracle):
+    """From the same weights, a few steps on all rows. Its penalty is α/(2n)·‖W‖² and its squared error is halved and
+    summed over the outputs, which ours averages: so its rate is 2/out of ours in a regression. Its Adam adds ε before
+    the bias correction."""
+    oracle("sklearn")
+    from sklearn.neural_network import MLPClassifier, MLPRegressor
+
+    data = splits if task == "classification" else regression()
+    data = replace(data, normalization=None, targets=None)
+    x, y, n, rate, alpha = data.train.x.astype(np.float64), data.train.y, len(data.train.x), 0.05, 2.0
+    scale = 1.0 if task == "classification" else 2 / y.shape[1]
+    moving = {"sgd": {"momentum": 0.0}, "momentum": {"nesterovs_momentum": False}, "nesterov": {}, "adam": {}}[solver]
+    options = {
+        "solver": "adam" if solver == "adam" else "sgd",
+        "learning_rate_init": rate,
+        "batch_size": n,
+        "alpha": alpha,
+        "hidden_layer_sizes": (6, 5),
+        "activation": "tanh",
+        "random_state": 0,
+        **moving,
+    }
+    network = mm.Network((4, 6, 5, 3), "tanh")
+    layers = tree.map(lambda leaf: leaf + np.float32(0.1), network.init(random.key(2)))
+    if task == "classification":
+        peer = MLPClassifier(**options).partial_fit(x, y, classes=range(3))
+    else:
+        peer = MLPRegressor(**options).partial_fit(x, y)
+    peer.coefs_, peer.intercepts_ = ([leaf.astype(np.float64) for leaf in part] for part in zip(*layers, strict=True))
+    del peer._optimizer  # what it remembers of its own first step
+    for _ in range(5):
+        peer.partial_fit(x, y)
+    made = {
+        "sgd": optimizers.sgd,
+        "momentum": optimizers.momentum,
+        "nesterov": optimizers.nesterov,
+        "adam": functools.partial(optimizers.adam, eps_hat=True, eps=1e-8 * scale),
+    }[solver]
+    optimizer = made(rate if solver == "adam" else rate / scale, weight_decay=scale * alpha / n)
+    found = mm.gradient_descent(
+        network, data, seed=0, epochs=5, batch_size=n, params=layers, optimizer=optimizer
+    ).state.params
+    for ours, weight, bias, before in zip(found, peer.coefs_, peer.intercepts_, layers, strict=True):
+        np.testing.assert_allclose(ours.weight, weight, rtol=1e-4, atol=2e-6)
+        np.testing.assert_allclose(ours.bias, bias, rtol=1e-4, atol=2e-6)
+        assert np.abs(ours.weight - before.weight).max() > 0.01
+
+
+# Label smoothing.
+
+
+def one_step(data, network=NETWORK, **options):
+    """One step of rate 1 on all rows, from parameters that are not small."""
+    start = tree.map(lambda leaf: leaf + np.float32(0.1), network.init(random.key(1)))
+    whole = {"epochs": 1, "batch_size": 10_000, "params": start, "optimizer": optimizers.sgd(1.0)}
+    return start, mm.gradient_descent(network, data, **{"seed": 0} | whole | options)
+
+
+def test_smoothed_labels_give_the_step_of_torch(backend, splits, oracle):
+    torch = oracle("torch")
+    data = replace(splits, normalization=None)
+    start, found = one_step(data, backend=backend, label_smoothing=0.2)
+    leaves = [torch.tensor(leaf.astype(np.float64), requires_grad=True) for leaf in tree.leaves(start)]
+    hidden = torch.relu(torch.tensor(data.train.x, dtype=torch.float64) @ leaves[0] + leaves[1])
+    value = torch.nn.functional.cross_entropy(
+        hidden @ leaves[2] + leaves[3], torch.tensor(data.train.y).long(), label_smoothing=0.2
+    )
+    value.backward()
+    np.testing.assert_allclose(found.history["loss"][0], value.item(), rtol=1e-5)
+    for before, after, leaf in zip(tree.leaves(start), tree.leaves(found.state.params), leaves, strict=True):
+        np.testing.assert_allclose(before - after, leaf.grad.numpy(), rtol=1e-4, atol=1e-6)
+
+
+def test_labels_are_smoothed_in_training_alone(population, splits):
+    _, found = one_step(splits, population=population, label_smoothing=0.5, optimizer=optimizers.sgd(0.0))
+    _, plain = one_step(splits, population=population, optimizer=optimizers.sgd(0.0))
+    np.testing.assert_array_equal(found.history["validation_loss"], plain.history["validation_loss"])
+    assert (np.abs(found.history["loss"] - plain.history["loss"]) > 0.01).all()
+
+
+def test_each_member_may_have_its_own_smoothing(backend, splits):
+    amounts = np.array([0.0, 0.1, 0.5])
+    options = {"backend": backend, "epochs": 2, "batch_size": 16, "optimizer": optimizers.sgd(0.1)}
+    together = mm.gradient_descent(NETWORK, splits, seed=3, population=3, label_smoothing=amounts, **options)
+    for i in range(3):
+        smoothing = {"label_smoothing": amounts[i]} if i else {}
+        alone = mm.gradient_descent(NETWORK, splits, seed=3 + i, **options, **smoothing)
+        for name in ("loss", "validation_loss"):
+            np.testing.assert_allclose(together.member(i).history[name], alone.history[name], rtol=1e-5)
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_independent_outputs_are_mixed_with_one_half(outputs):
+    """Each is a choice between two, however many there are: t(1 − ε) + ε/2."""
+    network, data = mm.Network((4, 5, outputs)), regression()
+    hard, soft = (
+        replace(
+            data,
+            targets=None,
+            **{
+                name: part._replace(y=(np.where(part.y > 0, high, low)[:, :outputs]).astype(np.float32))
+                for name, part in (("train", data.train), ("validation", data.validation), ("test", data.test))
+            },
+        )
+        for low, high in ((0, 1), (0.1, 0.9))
+    )
+    smoothed = one_step(hard, network, loss="binary_cross_entropy", label_smoothing=0.2)[1]
+    expected = one_step(soft, network, loss="binary_cross_entropy")[1]
+    np.testing.assert_allclose(smoothed.history["loss"], expected.history["loss"], rtol=1e-6)
+    for ours, theirs in zip(tree.leaves(smoothed.state.params), tree.leaves(expected.state.params), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", [None, "mean_squared_error", "huber"])
+@pytest.mark.parametrize("amount", [0, 0.1])
+def test_targets_of_a_regression_are_not_labels_to_smooth(loss, amount):
+    with pytest.raises(ValueError, match=r"^label_smoothing: (mean_squared_error|huber) has no labels"):
+        mm.gradient_descent(NETWORK, regression(), seed=0, epochs=1, loss=loss, label_smoothing=amount)
+
+
+# Early stopping.
+
+RESTLESS = optimizers.adam(0.3)  # a rate that overshoots: validation goes up and down
+
+
+def stopped_after(log, patience, min_delta=0.0):
+    """The epochs of a run with these validation losses, one network's, as Keras's EarlyStopping counts them."""
+    best, waited = log[0], 0
+    for done, loss in enumerate(log[1:], 1):
+        best, waited = (loss, 0) if loss < best - min_delta else (best, waited + 1)
+        if waited >= patience:
+            return done
+    return len(log) - 1
+
+
+@pytest.mark.parametrize(("patience", "min_delta"), [(1, 0.0), (3, 0.0), (3, 0.05), (2, 10.0), (100, 0.0)])
+def test_a_run_stops_when_its_patience_is_over(patience, min_delta, backend, splits):
+    options = {"seed": 1, "backend": backend, "epochs": 12, "optimizer": RESTLESS}
+    whole = mm.gradient_descent(NETWORK, splits, **options)
+    found = mm.gradient_descent(NETWORK, splits, patience=patience, min_delta=min_delta, **options)
+    log = whole.history["validation_loss"]
+    epochs = stopped_after(log, patience, min_delta)
+    assert epochs == {1: epochs, 100: 12}.get(patience, epochs)
+    np.testing.assert_array_equal(found.history["validation_loss"], log[: epochs + 1])
+    assert len(found.history["loss"]) == epochs * (len(splits.train.x) // 32)
+    best = log[: epochs + 1].min()
+    np.testing.assert_allclose(found.evaluate(splits.validation).loss, best, rtol=1e-5)
+    if min_delta == 10:
+        assert epochs == 2 and log[:3].argmin() > 0  # what is too little to go on is the best all the same
+
+
+def test_patience_ends_some_of_these_runs(splits):
+    """So that the test above is one."""
+    log = mm.gradient_descent(NETWORK, splits, seed=1, epochs=12, optimizer=RESTLESS).history["validation_loss"]
+    assert stopped_after(log, 1) < stopped_after(log, 3) < 12
+    assert stopped_after(log, 3, 0.05) < 12
+
+
+@pytest.mark.parametrize("min_delta", [0.0, np.array([0.0, 0.02, 0.1, 0.0])], ids=["one", "for each"])
+def test_each_member_stops_by_itself(min_delta, backend, splits):
+    """It is the single run with the same patience; the population goes on until the last of them stops."""
+    options = {"backend": backend, "epochs": 15, "batch_size": 16, "optimizer": RESTLESS, "patience": 2}
+    together = mm.gradient_descent(NETWORK, splits, seed=0, population=4, min_delta=min_delta, **options)
+    ends = []
+    for i in range(4):
+        delta = float(np.broadcast_to(min_delta, 4)[i])
+        alone, member = mm.gradient_descent(NETWORK, splits, seed=i, min_delta=delta, **options), together.member(i)
+        ends.append(len(alone.history["validation_loss"]) - 1)
+        np.testing.assert_allclose(
+            member.history["validation_loss"][: ends[-1] + 1], alone.history["validation_loss"], rtol=1e-3, atol=1e-5
+        )
+        for ours, theirs in zip(tree.leaves(member.params), tree.leaves(alone.params), strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
+    assert len(set(ends)) > 1
+    assert len(together.history["validation_loss"]) - 1 == max(ends)
+
+
+def test_what_a_member_finds_after_it_stopped_does_not_count(splits):
+    """By its log alone the first, which is the faster, would be the best; but its parameters are those of its end."""
+    options = {"epochs": 12, "batch_size": 16, "optimizer": optimizers.sgd(np.array([0.5, 0.2]))}
+    found = mm.gradient_descent(
+        NETWORK, splits, seed=0, population=2, patience=2, min_delta=np.array([10.0, 0.0]), **options
+    )
+    log = found.history["validation_loss"]
+    kept = np.array([log[:3, 0].min(), log[:, 1].min()])
+    assert log[:, 0].min() < kept[1] < kept[0]
+    np.testing.assert_allclose(found.evaluate(splits.validation).loss, kept, rtol=1e-5)
+    np.testing.assert_allclose(found.best().evaluate(splits.validation).loss, kept[1], rtol=1e-5)
+
+
+def test_a_member_that_diverges_does_not_hold_up_the_others(splits):
+    """NaN is never an improvement."""
+    network, data = mm.Network((4, 3), "identity"), regression()
+    options = {"epochs": 40, "batch_size": 16, "patience": 3, "min_delta": 1e-3}
+    found = mm.gradient_descent(
+        network, data, seed=0, population=2, optimizer=optimizers.sgd(np.array([0.05, 1e6])), **options
+    )
+    alone = mm.gradient_descent(network, data, seed=0, optimizer=optimizers.sgd(0.05), **options)
+    assert len(found.history["validation_loss"]) == len(alone.history["validation_loss"]) < 41
+    np.testing.assert_allclose(found.member(0).params[0].weight, alone.params[0].weight, rtol=1e-5, atol=1e-6)
+
+
+def test_new_masks_within_a_run_give_new_patience(splits):
+    """The losses before them were those of other models: here each epoch after them improves on the one before, though
+    none comes near what there was without masks."""
+    problem, _ = program(mm.backends.load("numpy", debug=True), splits, OPTIMIZERS["adam"])
+    masks = tuple(np.arange(np.prod(shape)).reshape(shape) % 3 == 0 for shape in NETWORK.shapes)
+    run = fit(
+        problem,
+        keys=run_keys(0, None),
+        params=NETWORK.init(random.key(0)),
+        optimizer=optimizers.adam(0.01),
+        epochs=12,
+        batch_size=16,
+        patience=2,
+        remask=lambda done, params: masks if done == 6 else None,
+    )
+    log = run.history["validation_loss"]
+    assert log[7] > log[6]
+    assert (np.diff(log[7:]) < 0).all()
+    assert len(log) == 13
+
+
+# Going on.
+
+
+def half_and_whole(options, epochs=4):
+    """Half of the epochs, all of them from there, and all of them at once."""
+    half = mm.gradient_descent(NETWORK, **options, epochs=epochs // 2)
+    return (
+        half,
+        mm.gradient_descent(NETWORK, **options, epochs=epochs, resume=half),
+        mm.gradient_descent(NETWORK, **options, epochs=epochs),
+    )
+
+
+def assert_same_run(found, expected):
+    """Bit for bit, with the whole history."""
+    assert_same(found.params, expected.params)
+    assert_same(found.state, expected.state)
+    assert found.history.keys() == expected.history.keys()
+    for name, log in expected.history.items():
+        assert found.history[name].dtype == log.dtype
+        np.testing.assert_array_equal(found.history[name], log)
+
+
+def test_a_resumed_run_is_the_whole_run(backend, population, splits):
+    half, found, whole = half_and_whole(
+        {"data": splits, "seed": 3, "backend": backend, "population": population, "optimizer": optimizers.adam(0.3)}
+    )
+    assert len(half.history["validation_loss"]) == 3 and len(found.history["validation_loss"]) == 5
+    assert_same_run(found, whole)
+
+
+RESUMED = {
+    **OPTIMIZERS,
+    "average": optimizers.adam(0.02, average=0.9),
+    "sharpness": optimizers.momentum(0.02, sharpness=0.05),
+    "rmsprop": optimizers.rmsprop(0.01, momentum=0.5, centered=True),
+    "plateau": optimizers.sgd(schedules.reduce_on_plateau(0.3, patience=0)),
+    "lbfgs": optimizers.lbfgs(),
+}
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_every_optimizer_goes_on_as_it_was(name, splits):
+    _, found, whole = half_and_whole({"data": splits, "seed": 0, "optimizer": RESUMED[name]}, epochs=8)
+    assert_same_run(found, whole)
+
+
+@pytest.mark.parametrize(
+    "training",
+    [
+        {"dropout": 0.3, "input_dropout": 0.1, "label_smoothing": 0.1},
+        {"masks": draw_masks(), "class_weight": "balanced"},
+        {"patience": 2, "min_delta": 0.01, "optimizer": optimizers.adam(0.3)},
+        {"population": 3, "optimizer": optimizers.sgd(np.array([0.1, 0.2, 0.3]))},
+    ],
+    ids=["noise", "masks and weights", "patience", "a rate for each"],
+)
+def test_a_resumed_run_is_the_whole_run_with(training, splits):
+    options = {"data": splits, "seed": 1, "batch_size": 16, "optimizer": optimizers.adam(0.02), **training}
+    _, found, whole = half_and_whole(options, epochs=10)
+    assert_same_run(found, whole)
+
+
+def test_a_run_that_was_ended_goes_on_along_its_schedule(splits):
+    """A schedule that knows the whole run: the callback ends the first part of it."""
+    options = {
+        "data": splits,
+        "seed": 0,
+        "epochs": 6,
+        "optimizer": optimizers.momentum(schedules.cosine(0.2, warmup=0.2)),
+    }
+    ended = mm.gradient_descent(NETWORK, **options, callback=lambda progress: progress.done == 2)
+    assert len(ended.history["validation_loss"]) == 3
+    assert_same_run(mm.gradient_descent(NETWORK, **options, resume=ended), mm.gradient_descent(NETWORK, **options))
+
+
+def test_a_stream_that_was_ended_within_an_epoch_goes_on_there(splits, monkeypatch):
+    monkeypatch.setattr(prepare.__module__ + ".CHUNK", 4 * 4 * 32)  # two batches of 16 rows of four features
+    data = mm.stream_batches([splits.train], splits.validation, splits.test)
+    options = {"data": data, "seed": 0, "epochs": 3, "batch_size": 16, "optimizer": optimizers.adam(0.02)}
+    ended = mm.gradient_descent(NETWORK, **options, callback=lambda progress: progress.done > 1)
+    assert len(ended.history["loss"]) % (len(splits.train.x) // 16) != 0
+    assert_same_run(mm.gradient_descent(NETWORK, **options, resume=ended), mm.gradient_descent(NETWORK, **options))
+
+
+@pytest.mark.parametrize("rates", [0.1, [0.1, 0.2, 0.3]], ids=str)
+def test_a_run_of_no_epochs_goes_on_too(population, rates, splits):
+    if population is None:
+        rates = 0.1
+    options = {"data": splits, "seed": 0, "population": population, "optimizer": optimizers.sgd(rates)}
+    start = mm.gradient_descent(NETWORK, **options, epochs=0)
+    found = mm.gradient_descent(NETWORK, **options, epochs=2, resume=start)
+    assert_same_run(found, mm.gradient_descent(NETWORK, **options, epochs=2))
+
+
+def test_a_run_that_is_done_stays_as_it_is(backend, splits):
+    options = {"data": splits, "seed": 0, "backend": backend}
+    done = mm.gradient_descent(NETWORK, **options, epochs=2)
+    for epochs in (2, 1, 0):
+        assert_same_run(mm.gradient_descent(NETWORK, **options, epochs=epochs, resume=done), done)
+
+
+def test_another_backend_may_go_on(splits):
+    pytest.importorskip("jax")
+    options = {"data": splits, "seed": 0, "optimizer": optimizers.adam(0.02)}
+    half = mm.gradient_descent(NETWORK, **options, epochs=1, backend="jax")
+    found = mm.gradient_descent(NETWORK, **options, epochs=2, resume=half)
+    whole = mm.gradient_descent(NETWORK, **options, epochs=2)
+    for ours, theirs in zip(tree.leaves(found.params), tree.leaves(whole.params), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_the_model_that_is_resumed_is_not_changed(backend, splits):
+    options = {"data": splits, "seed": 0, "backend": backend, "optimizer": optimizers.adam(0.02)}
+    half = mm.gradient_descent(NETWORK, **options, epochs=1)
+    kept = tree.map(np.copy, half.state)
+    mm.gradient_descent(NETWORK, **options, epochs=3, resume=half)
+    assert_same(half.state, kept)
+    assert len(half.history["validation_loss"]) == 2
+
+
+def test_new_masks_hold_for_a_resumed_run_too(splits):
+    dense = mm.gradient_descent(NETWORK, splits, seed=0, epochs=2)
+    for epochs in (2, 4):
+        found = mm.gradient_descent(NETWORK, splits, seed=0, epochs=epochs, masks=draw_masks(), resume=dense)
+        for layers in (found.params, found.state.params):
+            for layer, mask in zip(layers, draw_masks(), strict=True):
+                np.testing.assert_array_equal(layer.weight[mask == 0], 0)
+
+
+FOREIGN = {
+    "other sizes": lambda data, load: mm.gradient_descent(mm.Network((4, 5, 3)), data, seed=0, epochs=1),
+    "another activation": lambda data, load: mm.gradient_descent(mm.Network((4, 6, 3), "tanh"), data, seed=0, epochs=1),
+    "another optimizer": lambda data, load: mm.gradient_descent(
+        NETWORK, data, seed=0, epochs=1, optimizer=optimizers.sgd(0.1)
+    ),
+    "a population": lambda data, load: mm.gradient_descent(NETWORK, data, seed=0, epochs=1, population=2),
+    "a member": lambda data, load: mm.gradient_descent(NETWORK, data, seed=0, epochs=1, population=2).member(0),
+    "another batch size": lambda data, load: mm.gradient_descent(NETWORK, data, seed=0, epochs=1, batch_size=7),
+    "a model from a file": lambda data, load: load(mm.gradient_descent(NETWORK, data, seed=0, epochs=1)),
+    "a random search": lambda data, load: mm.random_search(NETWORK, data, seed=0, generations=1, population=2),
+    "a path": lambda data, load: "model.safetensors",
+    "parameters": lambda data, load: NETWORK.init(random.key(0)),
+}
+
+
+@pytest.mark.parametrize("case", FOREIGN)
+def test_what_cannot_go_on_is_refused_by_name(case, splits, tmp_path):
+    def load(model):
+        model.save(tmp_path / "model")
+        return mm.load(tmp_path / "model")
+
+    with pytest.raises(ValueError, match=r"^resume: "):
+        mm.gradient_descent(NETWORK, splits, seed=0, epochs=2, resume=FOREIGN[case](splits, load))
+
+
+def test_one_network_is_not_resumed_as_a_population(splits):
+    for population, other in ((2, None), (2, 3)):
+        half = mm.gradient_descent(NETWORK, splits, seed=0, epochs=1, population=other)
+        with pytest.raises(ValueError, match=r"^resume: "):
+            mm.gradient_descent(NETWORK, splits, seed=0, epochs=2, population=population, resume=half)
 
 
 # Divergence.
@@ -415,7 +830,7 @@ def test_a_run_that_diverges_stops_there(backend):
     """Not all of its epochs are run."""
     seen = []
     with pytest.raises(mm.DivergedError):
-        diverge(backend, callback=lambda done, total, loss: seen.append(done))
+        diverge(backend, callback=seen.append)
     assert len(seen) < 6
 
 
@@ -499,6 +914,24 @@ BAD = {
     "masks with NaN": (lambda _: {"masks": tuple(mask * np.nan for mask in draw_masks())}, "masks"),
     "masks of another population": (lambda _: {"masks": draw_masks(2), "population": 3}, "masks"),
     "masks of a population for one run": (lambda _: {"masks": draw_masks(2)}, "masks"),
+    "all labels smoothed": (lambda _: {"label_smoothing": 1.0}, "label_smoothing"),
+    "negative smoothing": (lambda _: {"label_smoothing": -0.1}, "label_smoothing"),
+    "smoothing of NaN": (lambda _: {"label_smoothing": np.nan}, "label_smoothing"),
+    "smoothing of bool": (lambda _: {"label_smoothing": True}, "label_smoothing"),
+    "smoothing of text": (lambda _: {"label_smoothing": "0.1"}, "label_smoothing"),
+    "smoothing for each member of one": (lambda _: {"label_smoothing": [0.1, 0.2]}, "label_smoothing"),
+    "smoothing of another population": (lambda _: {"label_smoothing": [0.1] * 2, "population": 3}, "label_smoothing"),
+    "no patience": (lambda _: {"patience": 0}, "patience"),
+    "patience of float": (lambda _: {"patience": 2.0}, "patience"),
+    "patience of bool": (lambda _: {"patience": True}, "patience"),
+    "patience for each member": (lambda _: {"patience": [1, 2], "population": 2}, "patience"),
+    "a negative min_delta": (lambda _: {"patience": 1, "min_delta": -0.1}, "min_delta"),
+    "a min_delta of infinity": (lambda _: {"patience": 1, "min_delta": np.inf}, "min_delta"),
+    "a min_delta of text": (lambda _: {"patience": 1, "min_delta": "0"}, "min_delta"),
+    "a min_delta of another population": (
+        lambda _: {"patience": 1, "min_delta": [0.1] * 2, "population": 3},
+        "min_delta",
+    ),
 }
 
 
@@ -533,7 +966,7 @@ def test_new_numbers_never_recompile(jax_backend, splits):
             jax_backend.jit(fn, static=("static",), donate=donate).compiled._cache_size() for fn, donate in programs
         ]
 
-    def run(seed, rate, **numbers):
+    def run(seed, rate, training=None, **numbers):
         mm.gradient_descent(
             NETWORK,
             splits,
@@ -542,6 +975,7 @@ def test_new_numbers_never_recompile(jax_backend, splits):
             epochs=2,
             batch_size=11,
             optimizer=optimizers.momentum(rate, **numbers),
+            **(training or {}),
         )
 
     before = compilations()
@@ -553,6 +987,10 @@ def test_new_numbers_never_recompile(jax_backend, splits):
     run(2, np.float32(0.03), momentum=np.float64(0.1))
     run(3, schedules.cosine(0.04, warmup=0.5))
     assert compilations() == once
+    for i, blur in enumerate((0.1, 0.2, np.float64(0.3))):
+        noise = {"dropout": blur, "input_dropout": blur / 2, "label_smoothing": blur}
+        run(i, 0.01, noise | {"patience": 1 + i, "min_delta": 0.01 * i})
+        assert compilations()[1] == once[1] + 1
 
 
 def test_a_whole_descent_compiles_as_one_program(jax_backend, splits):
@@ -566,18 +1004,19 @@ def test_a_whole_descent_compiles_as_one_program(jax_backend, splits):
 
     @jax.jit
     def whole(key, config, masks, train, validation, rates):
-        params = NETWORK.init(random.fold_in(key, 0), backend=jax_backend)
-        given = Traced(config, masks, None)
+        params = NETWORK.init(random.fold_in(key, INIT), backend=jax_backend)
+        given = Traced(config, masks, active=jax.numpy.ones((), bool))
         state = begin(params, optimizer.rule.init(params), validation, given, static=static)
         log = [state.best_loss]
         for done in range(3):
-            order = random.fold_in(random.fold_in(key, ORDER), done)
+            order = Draws(random.fold_in(random.fold_in(key, ORDER), done), None)
             state, _, loss = epoch(state, train, validation, order, rates, given, static=static)
             log.append(loss)
         return state, jax.numpy.stack(log)
 
     config = to_backend(jax_backend, optimizer.config)
-    state, log = whole(jax_backend.asarray(random.key(4)), config, masks, problem.train, problem.validation, rates)
+    (rows,) = problem.chunks(0, 16)
+    state, log = whole(jax_backend.asarray(random.key(4)), config, masks, rows, problem.validation, rates)
     model = mm.gradient_descent(
         NETWORK, splits, seed=4, backend="jax", epochs=3, batch_size=16, masks=draw_masks(), optimizer=optimizer
     )
@@ -593,14 +1032,15 @@ def test_a_whole_random_search_compiles_as_one_program(jax_backend, splits):
     static = random_search.Static(jax_backend, NETWORK, problem.loss, strategy.plan, 8)
 
     @jax.jit
-    def whole(key, config, pair, numbers):
+    def whole(key, config, part, numbers):
         params = NETWORK.init(random.fold_in(key, random_search.INIT), backend=jax_backend)
-        state = random_search.begin(params, pair, static=static)
+        state = random_search.begin(params, part, static=static)
         draws = random.fold_in(key, random_search.DRAWS)
-        return random_search.search(state, config, pair, draws, numbers, static=static)[1]
+        return random_search.search(state, config, part, draws, numbers, static=static)[1]
 
     config = to_backend(jax_backend, strategy.config)
-    found = whole(jax_backend.asarray(random.key(4)), config, problem.train, np.arange(5, dtype=np.uint32))
+    (rows,) = problem.chunks(0, 1)
+    found = whole(jax_backend.asarray(random.key(4)), config, rows, np.arange(5, dtype=np.uint32))
     model = mm.random_search(NETWORK, splits, seed=4, backend="jax", generations=5, population=8, strategy=strategy)
     np.testing.assert_allclose(found, model.history["loss"], rtol=1e-5)
 

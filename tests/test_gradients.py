@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import minimodel as mm
 from minimodel import losses, tree
 from minimodel.activations import ACTIVATIONS
+from minimodel.gradients import objective
 
 SIZES, BATCH, MEMBERS = (4, 5, 3, 3), 6, 3
 NAMES = list(ACTIVATIONS)
@@ -75,6 +76,8 @@ def everything(network, loss, params, tangent, x, y, cotangent):
         "value": value,
         "grads": grads,
         "hvp": mm.hvp(network, loss, params, tangent, x, y),
+        "gnvp": mm.gnvp(network, loss, params, tangent, x, y),
+        "fisher_diagonal": mm.fisher_diagonal(network, loss, params, x, y),
         "jvp": mm.jvp(network, params, tangent, x),
         "vjp": mm.vjp(network, params, x, cotangent),
         "input_gradient": mm.input_gradient(network, loss, params, x, y),
@@ -142,12 +145,18 @@ def from_jax(activation, loss):
 
     def one(params, tangent, x, y, cotangent):
         value, (grads, by_input) = jax.value_and_grad(cost, argnums=(0, 1))(params, x, y)
+        outputs, pull = jax.vjp(lambda p: apply(p, x), params)
+        changes = jax.jvp(lambda p: apply(p, x), (params,), (tangent,))
+        curved = jax.jvp(jax.grad(lambda z: j(z, y)), (outputs,), (changes[1],))[1]
+        rows = jax.vmap(lambda x, y: jax.grad(cost)(params, x[None], y[None]))(x, y)
         return {
             "value": value,
             "grads": grads,
             "hvp": jax.jvp(lambda p: jax.grad(cost)(p, x, y), (params,), (tangent,))[1],
-            "jvp": jax.jvp(lambda p: apply(p, x), (params,), (tangent,)),
-            "vjp": jax.vjp(lambda p: apply(p, x), params)[1](cotangent)[0],
+            "gnvp": pull(curved)[0],
+            "fisher_diagonal": tree.map(lambda row: jax.numpy.mean(row**2, axis=0), rows),
+            "jvp": changes,
+            "vjp": pull(cotangent)[0],
             "input_gradient": by_input,
         }
 
@@ -225,6 +234,49 @@ def test_products_are_directional_differences(activation, loss, population):
     np.testing.assert_allclose(changes, slope(lambda p: network.apply(p, x)), rtol=1e-6, atol=1e-8)
     curved = slope(lambda p: mm.value_and_grad(network, j, p, x, y)[1])
     assert_close(mm.hvp(network, j, params, tangent, x, y), curved, rtol=1e-5, atol=1e-8)
+
+
+@table
+def test_curvature_is_that_of_the_jacobian_in_full(activation, loss):
+    """J and every row's gradient column by column from differences, ∂²J/∂z² row by row: gnvp and fisher_diagonal."""
+    network, j, params, tangent, x, y, _ = problem(activation, loss, None)
+    step, flat = 1e-5, np.concatenate([leaf.ravel() for leaf in tree.leaves(params)])
+
+    def shaped(numbers):
+        parts = iter(np.split(numbers, np.cumsum([leaf.size for leaf in tree.leaves(params)])[:-1]))
+        return tree.map(lambda leaf: next(parts).reshape(leaf.shape), params)
+
+    def both(numbers):
+        z = network.apply(shaped(numbers), x)
+        return z.ravel(), j.rows(z, j.encode(y, z))[0]
+
+    def slope(of, at, along):
+        ahead, behind = of(at + step * along), of(at - step * along)
+        return [(a - b) / (2 * step) for a, b in zip(ahead, behind, strict=True)]
+
+    columns, rows = zip(*(slope(both, flat, unit) for unit in np.eye(flat.size)), strict=True)
+    jacobian, rows = np.stack(columns, axis=1), np.stack(rows, axis=1)
+    z = network.apply(params, x)
+    hessian = np.stack(
+        [slope(lambda z: (j.gradient(z.reshape(BATCH, -1), y).ravel(),), z.ravel(), unit)[0] for unit in np.eye(z.size)]
+    )
+    along = np.concatenate([leaf.ravel() for leaf in tree.leaves(tangent)])
+    product = shaped(jacobian.T @ (hessian @ (jacobian @ along)))
+    assert_close(mm.gnvp(network, j, params, tangent, x, y), product, rtol=1e-5, atol=1e-8)
+    found = mm.fisher_diagonal(network, j, params, x, y)
+    assert_close(found, shaped((rows**2).mean(axis=0)), rtol=1e-5, atol=1e-9)
+
+
+def test_gnvp_is_the_fisher_matrix_of_a_classifier():
+    """With every label weighted by its own probability: E[g gᵀ]·v, the rows and the labels written out."""
+    network, params, tangent = mm.Network(SIZES, "tanh"), draw_params(0), draw_params(1)
+    x, y = draw_data("softmax_cross_entropy")
+    product = tree.map(np.zeros_like, params)
+    for i, p in enumerate(losses.softmax(network.apply(params, x))):
+        for label in range(SIZES[-1]):
+            g = mm.value_and_grad(network, "softmax_cross_entropy", params, x[i : i + 1], np.array([label]))[1]
+            product = shift(product, p[label] * dot(g, tangent) / BATCH, g)
+    assert_close(mm.gnvp(network, "softmax_cross_entropy", params, tangent, x, y), product, rtol=1e-9, atol=1e-12)
 
 
 @every_activation
@@ -316,6 +368,47 @@ def test_the_hessian_is_symmetric(seed, activation, loss):
     np.testing.assert_allclose(left, right, rtol=1e-9, atol=1e-11)
 
 
+@given(seed=seeds, activation=activations, loss=loss_names)
+def test_the_gauss_newton_matrix_is_symmetric_and_positive_semi_definite(seed, activation, loss):
+    """u·Gv = v·Gu and v·Gv ≥ 0"""
+    network, j = mm.Network(SIZES, activation), LOSSES[loss]
+    params, u, v = (draw_params(seed + i) for i in range(3))
+    x, y = draw_data(loss, seed)
+    along_u, along_v = (mm.gnvp(network, j, params, along, x, y) for along in (u, v))
+    np.testing.assert_allclose(dot(u, along_v), dot(v, along_u), rtol=1e-9, atol=1e-11)
+    assert dot(u, along_u) >= 0 and dot(v, along_v) >= 0
+
+
+@given(seed=seeds, activation=activations, loss=loss_names)
+def test_gauss_newton_is_the_hessian_where_the_outputs_are_linear(seed, activation, loss):
+    """In the parameters of one layer they are; the activation has no part in it."""
+    network, j = mm.Network((SIZES[0], SIZES[-1]), activation), LOSSES[loss]
+    params, v = (draw_params(seed + i, sizes=network.layer_sizes) for i in range(2))
+    x, y = draw_data(loss, seed)
+    expected = mm.hvp(network, j, params, v, x, y)
+    assert_close(mm.gnvp(network, j, params, v, x, y), expected, rtol=1e-10, atol=1e-13)
+
+
+@given(seed=seeds, activation=activations, loss=st.sampled_from(["mean_squared_error", "huber"]))
+def test_gauss_newton_is_the_hessian_where_nothing_is_left_to_learn(seed, activation, loss):
+    """Σ ∂J/∂z·∂²z/∂θ², which it leaves out, is 0 where ∂J/∂z is."""
+    network, j = mm.Network(SIZES, activation), LOSSES[loss]
+    params, v = draw_params(seed), draw_params(seed + 1)
+    x, _ = draw_data(loss, seed)
+    y = network.apply(params, x)
+    expected = mm.hvp(network, j, params, v, x, y)
+    assert_close(mm.gnvp(network, j, params, v, x, y), expected, rtol=1e-10, atol=1e-13)
+
+
+@given(seed=seeds, activation=activations, loss=loss_names)
+def test_the_fisher_diagonal_is_the_mean_square_of_the_gradients_of_the_rows(seed, activation, loss):
+    network, j, params = mm.Network(SIZES, activation), LOSSES[loss], draw_params(seed)
+    x, y = draw_data(loss, seed)
+    rows = [mm.value_and_grad(network, j, params, x[i : i + 1], y[i : i + 1])[1] for i in range(BATCH)]
+    mean = tree.map(lambda leaf: (leaf**2).mean(axis=0), tree.stack(rows, np))
+    assert_close(mm.fisher_diagonal(network, j, params, x, y), mean, rtol=1e-10, atol=1e-14)
+
+
 @given(seed=seeds, activation=activations)
 def test_jvp_and_vjp_are_adjoint(seed, activation):
     """u·(Jv) = v·(Jᵀu)"""
@@ -334,7 +427,8 @@ def test_products_are_linear_in_the_direction(seed, activation, loss, scale):
     x, y = draw_data(loss, seed)
 
     def product(along):
-        return mm.hvp(network, j, params, along, x, y), mm.jvp(network, params, along, x)[1]
+        change = mm.jvp(network, params, along, x)[1]
+        return mm.hvp(network, j, params, along, x, y), mm.gnvp(network, j, params, along, x, y), change
 
     combined = tree.map(lambda a, b: a + scale * b, product(u), product(v))
     assert_close(product(shift(u, scale, v)), combined, rtol=1e-8, atol=1e-10)
@@ -351,12 +445,42 @@ def test_the_gradient_is_the_mean_of_the_gradients_of_the_rows(seed, activation,
     assert_close(grads, mean, rtol=1e-9, atol=1e-12)
 
 
+@given(seed=seeds, activation=activations, loss=loss_names, members=st.sampled_from([None, 3]))
+def test_weighted_rows_give_the_mean_of_weight_times_gradient(seed, activation, loss, members):
+    """``objective``, which training goes through; weights of 1 change nothing, those of 0 leave rows out."""
+    network, j, params = mm.Network(SIZES, activation), LOSSES[loss], draw_params(seed, members)
+    x, y = draw_data(loss, seed)
+    t = losses.one_hot(y, SIZES[-1], x.dtype) if j.labels else y
+    rng, lead = np.random.default_rng(seed), () if members is None else (members,)
+    weight = rng.uniform(0, 3, size=(*lead, BATCH)) * (rng.random(BATCH) < 0.8)
+    rows = [mm.value_and_grad(network, j, params, x[i : i + 1], y[i : i + 1]) for i in range(BATCH)]
+
+    def mean(*values):
+        return sum(tree.align(weight[..., i], value) * value for i, value in enumerate(values)) / BATCH
+
+    found, expected = objective(network, j, params, x, t, weight, None), tree.map(mean, *rows)
+    assert_close(found, expected, rtol=1e-9, atol=1e-12)
+    plain = mm.value_and_grad(network, j, params, x, y)
+    assert_close(objective(network, j, params, x, t, np.ones_like(weight), None), plain, rtol=1e-12, atol=1e-14)
+    assert_close(objective(network, j, params, x, t, None, None), plain)
+
+
 @pytest.mark.parametrize("loss", LOSSES)
 def test_nothing_given_is_consumed(loss):
     arguments = problem("tanh", loss, None)
     everything(*arguments)
     for ours, fresh in zip(arguments[2:], problem("tanh", loss, None)[2:], strict=True):
         assert_close(ours if isinstance(ours, tuple) else (ours,), fresh if isinstance(fresh, tuple) else (fresh,))
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_training_consumes_neither_targets_nor_weights_nor_noise(loss):
+    network, j, params, _, x, y, _ = problem("tanh", loss, None)
+    t = losses.one_hot(y, SIZES[-1], x.dtype) if j.labels else y
+    given = params, x, t, np.full(BATCH, 2.0), (np.full_like(x, 2.0), np.full((BATCH, SIZES[1]), 2.0), None)
+    kept = tree.map(np.copy, given)
+    objective(network, j, *given)
+    assert_close(given, kept)
 
 
 WRONG = {
@@ -366,18 +490,18 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("loss", "shape"), [(j, shape) for j, shapes in WRONG.items() for shape in shapes])
-@pytest.mark.parametrize("function", [mm.value_and_grad, mm.input_gradient, mm.hvp])
+@pytest.mark.parametrize("function", [mm.value_and_grad, mm.input_gradient, mm.hvp, mm.gnvp, mm.fisher_diagonal])
 def test_targets_of_another_shape_never_broadcast(function, loss, shape, backend):
     network = mm.Network(SIZES)
     params, x = to(backend, draw_params(0)), to(backend, draw_data(loss)[0])
     y = to(backend, np.zeros(shape, np.int32 if LOSSES[loss].labels else np.float32))
-    along = (params,) if function is mm.hvp else ()
+    along = (params,) if function in (mm.hvp, mm.gnvp) else ()
     with pytest.raises(ValueError, match=f"y: {loss} expects") as caught:
         function(network, loss, params, *along, x, y)
     assert str(shape) in str(caught.value)
 
 
-@pytest.mark.parametrize("function", [mm.value_and_grad, mm.input_gradient])
+@pytest.mark.parametrize("function", [mm.value_and_grad, mm.input_gradient, mm.fisher_diagonal])
 def test_inputs_and_parameters_that_do_not_fit_are_refused(function):
     network, (x, y) = mm.Network(SIZES), draw_data("softmax_cross_entropy")
     with pytest.raises(ValueError, match="x: expected"):

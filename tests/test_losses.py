@@ -1,4 +1,4 @@
-"""Losses against optax and torch, against differences, and at extreme logits."""
+"""Losses against optax and torch, against differences, at extreme logits, and with smoothed labels."""
 
 import contextlib
 
@@ -74,8 +74,9 @@ def test_optax_gives_the_same_value(name, population, oracle):
     z, y = make(name, population)
     with x64(jax):
         theirs = np.asarray(from_optax(optax, name, jax.numpy.asarray(z), jax.numpy.asarray(y)))
-    axes = -1 if name == "softmax_cross_entropy" else (-2, -1)
-    np.testing.assert_allclose(LOSSES[name].value(z, y), theirs.mean(axis=axes), rtol=1e-12)
+    rows = theirs if name == "softmax_cross_entropy" else theirs.mean(axis=-1)
+    np.testing.assert_allclose(LOSSES[name].value(z, y), rows.mean(axis=-1), rtol=1e-12)
+    np.testing.assert_allclose(LOSSES[name].rows(z, LOSSES[name].encode(y, z))[0], rows, rtol=1e-12, atol=1e-15)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -91,6 +92,42 @@ def test_torch_gives_the_same_value_gradient_and_curvature(name, oracle):
     np.testing.assert_allclose(loss.value(z, y), value.item(), rtol=1e-12)
     np.testing.assert_allclose(loss.gradient(z, y), gradient.detach().numpy(), rtol=1e-10, atol=1e-14)
     np.testing.assert_allclose(loss.curvature(z, y, v), product.numpy(), rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_rows_average_to_the_loss(name, population):
+    """J, ∂J/∂z and (∂²J/∂z²)·v are those of the rows over the batch, whatever the rows' order."""
+    z, y = make(name, population)
+    loss, v, order = LOSSES[name], np.random.default_rng(4).normal(size=z.shape), np.random.default_rng(5)
+    t = loss.encode(y, z)
+    found, gradient = loss.rows(z, t)
+    assert found.shape == z.shape[:-1] and gradient.shape == z.shape
+    np.testing.assert_allclose(loss.value(z, y), found.mean(axis=-1), rtol=1e-14)
+    np.testing.assert_allclose(loss.gradient(z, y), gradient / BATCH, rtol=1e-14)
+    np.testing.assert_allclose(loss.curvature(z, y, v), loss.row_curvature(z, t, v) / BATCH, rtol=1e-14)
+    order = order.permutation(BATCH)
+    np.testing.assert_array_equal(loss.rows(z[..., order, :], t[..., order, :])[0], found[..., order])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_gradient_of_a_row_is_its_central_difference(name):
+    z, y = make(name)
+    loss, step = LOSSES[name], 1e-6
+    t = loss.encode(y, z)
+    ends = [np.stack([loss.rows(z + sign * step * unit, t)[0] for unit in np.eye(OUT)], axis=-1) for sign in (1, -1)]
+    np.testing.assert_allclose(loss.rows(z, t)[1], (ends[0] - ends[1]) / (2 * step), rtol=1e-6, atol=1e-8)
+
+
+def test_the_cross_entropy_of_any_distribution_is_that_of_torch(oracle):
+    torch = oracle("torch")
+    rng = np.random.default_rng(0)
+    z, t = 2 * rng.normal(size=(BATCH, OUT)), rng.dirichlet(np.ones(OUT), BATCH)
+    leaf = torch.tensor(z, requires_grad=True)
+    value = torch.nn.functional.cross_entropy(leaf, torch.tensor(t), reduction="none")
+    value.sum().backward()
+    found, gradient = losses.softmax_cross_entropy.rows(z, t)
+    np.testing.assert_allclose(found, value.detach().numpy(), rtol=1e-12)
+    np.testing.assert_allclose(gradient, leaf.grad.numpy(), rtol=1e-10, atol=1e-14)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -151,7 +188,11 @@ def test_the_outputs_are_not_consumed(name):
     z, y = make(name)
     kept_z, kept_y, v = z.copy(), y.copy(), np.ones_like(z)
     loss = LOSSES[name]
+    t = loss.encode(y, z)
+    kept_t = t.copy()
     loss.value(z, y), loss.gradient(z, y), loss.curvature(z, y, v), loss.decide(z)
+    loss.rows(z, t), loss.row_curvature(z, t, v), losses.smooth(t, np.float64(0.1))
+    np.testing.assert_array_equal(t, kept_t)
     np.testing.assert_array_equal(z, kept_z)
     np.testing.assert_array_equal(y, kept_y)
     np.testing.assert_array_equal(v, 1)
@@ -192,6 +233,53 @@ def test_softmax_sums_to_one_and_ignores_a_shift(backend):
     np.testing.assert_allclose(p.sum(axis=-1), 1, rtol=1e-6)
     np.testing.assert_allclose(p, shifted, rtol=1e-5)
     assert (p > 0).all()
+
+
+# Label smoothing.
+
+
+@pytest.mark.parametrize("amount", [0.0, 0.1, 0.5, 0.99])
+def test_torch_smooths_labels_alike(amount, oracle):
+    torch = oracle("torch")
+    z, y = make("softmax_cross_entropy")
+    leaf = torch.tensor(z, requires_grad=True)
+    value = torch.nn.functional.cross_entropy(leaf, torch.tensor(y).long(), label_smoothing=amount)
+    value.backward()
+    t = losses.smooth(losses.one_hot(y, OUT, z.dtype), np.float64(amount))
+    found, gradient = losses.softmax_cross_entropy.rows(z, t)
+    np.testing.assert_allclose(losses.mean(found), value.item(), rtol=1e-12)
+    np.testing.assert_allclose(gradient / BATCH, leaf.grad.numpy(), rtol=1e-10, atol=1e-14)
+
+
+def test_optax_smooths_labels_alike(oracle):
+    jax, optax = oracle("jax"), oracle("optax")
+    t = losses.one_hot(make("softmax_cross_entropy")[1], OUT, np.float64)
+    with x64(jax):
+        theirs = np.asarray(optax.smooth_labels(jax.numpy.asarray(t), 0.3))
+    np.testing.assert_allclose(losses.smooth(t, np.float64(0.3)), theirs, rtol=1e-14)
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["shared targets", "own targets"])
+def test_each_member_may_be_smoothed_by_its_own_amount(shared, backend):
+    z, y = make("softmax_cross_entropy", MEMBERS, shared)
+    t, amounts = losses.one_hot(y, OUT, np.float32), np.array([0.0, 0.25, 0.5], np.float32)
+    found = backend.to_numpy(losses.smooth(backend.asarray(t), backend.asarray(amounts)))
+    assert found.shape == z.shape and found.dtype == np.float32
+    for i, amount in enumerate(amounts):
+        alone = losses.smooth(t if shared else t[i], amount)
+        np.testing.assert_allclose(found[i], alone, rtol=1e-6)
+        np.testing.assert_allclose(alone.sum(axis=-1), 1, rtol=1e-6)
+
+
+def test_smoothing_by_zero_changes_nothing(backend):
+    t = np.random.default_rng(0).uniform(size=(BATCH, OUT)).astype(np.float32)
+    found = losses.smooth(backend.asarray(t), backend.asarray(np.float32(0)))
+    np.testing.assert_array_equal(backend.to_numpy(found), t)
+
+
+def test_one_output_is_mixed_with_one_half():
+    t = np.array([[0.0], [1.0], [0.25]])
+    np.testing.assert_allclose(losses.smooth(t, np.float64(0.2)), [[0.1], [0.9], [0.3]], rtol=1e-14)
 
 
 def test_sigmoid_of_minus_z_is_the_rest():

@@ -285,6 +285,112 @@ def test_a_member_is_that_network(make):
         assert_same_model(model.loads(one.dumps()), one)
 
 
+# The best of a population
+
+
+def with_history(log, population=3):
+    return random_model(population=population, history={"validation_loss": np.asarray(log, np.float32)})
+
+
+@pytest.mark.parametrize(
+    ("log", "best"),
+    [
+        ([[3, 2, 1], [3, 2, 1]], 2),
+        ([[3, 2, 2], [0.5, 1, 2]], 0),
+        ([[3, 0.5, 2], [1, 9, 2]], 1),  # the lowest it ever had, which is what is kept of it
+        ([[np.nan, np.nan, 2], [1, np.nan, 2]], 0),
+        ([[np.nan, 2, 2], [np.nan, 3, np.inf]], 1),
+        ([[np.inf, np.nan, np.inf], [np.inf, np.nan, 7]], 2),
+        ([[2, 1, 1]], 1),  # of equals the first
+    ],
+)
+def test_the_best_member_is_that_of_the_lowest_validation_loss(log, best):
+    subject = with_history(log)
+    found = subject.best()
+    assert found.population is None
+    np.testing.assert_array_equal(found.params[0].weight, subject.params[0].weight[best])
+    np.testing.assert_array_equal(found.history["validation_loss"], subject.history["validation_loss"][:, best])
+
+
+def test_the_best_of_a_training_is_the_best_on_validation(splits):
+    """Also of members that diverged, were pruned and were quantized; never by the test part."""
+    optimizer = mm.optimizers.adam(np.array([1e-3, 0.05, 0.02]))
+    trained = mm.gradient_descent(NETWORK, splits, seed=0, epochs=4, population=3, optimizer=optimizer)
+    pruned = mm.prune(trained, splits, seed=0, sparsity=0.7, gradual=True, epochs=4)
+    small = mm.quantize(pruned, splits, seed=0, bits=3, epochs=1)
+    for subject in (trained, pruned, small):
+        losses_found = subject.evaluate(splits.validation).loss
+        assert subject.best().evaluate(splits.validation).loss == pytest.approx(losses_found.min(), rel=1e-5)
+        assert subject.best().predict(splits.test.x).shape == splits.test.y.shape
+
+
+def test_the_best_of_pruned_members_is_the_best_of_what_they_are_now(splits):
+    """What they were before the last masks is in the history, and gone."""
+    optimizer = mm.optimizers.adam(0.05)
+    trained = mm.gradient_descent(NETWORK, splits, seed=0, epochs=8, population=4, optimizer=optimizer)
+    pruned = mm.prune(trained, splits, seed=0, sparsity=0.9, gradual=True, epochs=2, optimizer=mm.optimizers.sgd(0.0))
+    kept = pruned.evaluate(splits.validation).loss
+    assert pruned.history["validation_loss"].min(axis=0).argmin() != kept.argmin()
+    assert pruned.best().evaluate(splits.validation).loss == pytest.approx(kept.min(), rel=1e-5)
+
+
+def test_one_network_is_the_best_of_itself(splits):
+    for subject in (random_model(), mm.gradient_descent(NETWORK, splits, seed=0, epochs=1)):
+        assert subject.best() is subject
+
+
+def test_the_best_of_a_population_from_a_file_is_not_known(splits, tmp_path):
+    """Its history is not saved: the message says so, and what to do."""
+    mm.gradient_descent(NETWORK, splits, seed=0, epochs=1, population=2).save(tmp_path / "m")
+    with pytest.raises(ValueError, match=r"^best: .*not saved; evaluate the members"):
+        mm.load(tmp_path / "m").best()
+
+
+# Figures as text, over a population
+
+
+@pytest.mark.parametrize("make", [classification, regression])
+def test_mean_and_standard_error_are_those_of_scipy(make, oracle):
+    stats = oracle("scipy.stats")
+    _, data = make()
+    subject = random_model(population=5) if make is classification else regression(5)[0]
+    found = subject.evaluate(data)
+    for name, value in found._asdict().items():
+        mean, error = (getattr(part, name) for part in (found.mean(), found.standard_error()))
+        if value is None:
+            assert mean is None and error is None
+        else:
+            assert type(mean) is type(error) is float
+            assert mean == pytest.approx(np.mean(value, dtype=np.float64), rel=1e-12)
+            assert error == pytest.approx(stats.sem(value.astype(np.float64)), rel=1e-12)
+
+
+def test_one_network_has_no_standard_error():
+    subject, data = classification()
+    for found in (
+        subject.evaluate(data),
+        replace(subject, params=tree.map(lambda leaf: leaf[None], subject.params)).evaluate(data),
+    ):
+        assert found.mean() == mm.Evaluation(float(np.max(found.loss)), float(np.max(found.accuracy)))
+        error = found.standard_error()
+        assert np.isnan(error.loss) and np.isnan(error.accuracy) and error.r2 is None
+
+
+@pytest.mark.parametrize(
+    ("found", "text"),
+    [
+        (mm.Evaluation(0.123456, 0.5), "loss 0.1235, accuracy 0.5000"),
+        (mm.Evaluation(np.float32(2), r2=-0.25), "loss 2.0000, r2 -0.2500"),
+        (mm.Evaluation(1.5), "loss 1.5000"),
+        (mm.Evaluation(np.array([1.0, 2.0]), np.array([0.5, 0.5])), "loss 1.5000 ± 0.5000, accuracy 0.5000 ± 0.0000"),
+        (mm.Evaluation(np.array([1.0])), "loss 1.0000"),
+    ],
+)
+def test_figures_as_text(found, text):
+    assert str(found) == text
+    assert f"{found}" == text
+
+
 def test_a_single_network_has_no_members():
     with pytest.raises(ValueError, match="not a population"):
         random_model().member(0)

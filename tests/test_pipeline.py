@@ -100,15 +100,35 @@ def test_progress_is_reported_for_every_stage(capsys):
     data, seen = problem("regression"), {}
 
     def on_progress(name):
-        return lambda done, total, loss: seen.setdefault(name, []).append((done, total, loss))
+        return seen.setdefault(name, []).append
 
     list(pipeline.run(mm.Network((4, 2)), data, **{**OPTIONS, "epochs": 4}, on_progress=on_progress))
     assert list(seen) == ["random_search", "gradient_descent", "prune", "quantize"]
     for name, total in (("gradient_descent", 4), ("prune", 6), ("quantize", 2)):
-        assert [(done, of) for done, of, _ in seen[name]] == [(i + 1, total) for i in range(total)]
-    assert seen["random_search"][-1][:2] == (100, 100)
-    assert all(np.isfinite(loss) for reports in seen.values() for *_, loss in reports)
+        assert [(report.done, report.total) for report in seen[name]] == [(i + 1, total) for i in range(total)]
+    assert (seen["random_search"][-1].done, seen["random_search"][-1].total) == (100, 100)
+    for report in (report for reports in seen.values() for report in reports):
+        assert np.isfinite(report.loss) and np.isfinite(report.best) and report.seconds > 0
     assert capsys.readouterr() == ("", "")
+
+
+def test_true_ends_a_stage_and_the_next_goes_on_from_its_best():
+    data = problem("classification")
+    for stage in pipeline.run(
+        mm.Network((4, 5, 3)),
+        data,
+        **{**OPTIONS, "epochs": 8},
+        on_progress=lambda name: lambda report: report.done >= 2,
+    ):
+        log = stage.model.history
+        if stage.name == "random_search":
+            assert len(log["loss"]) < 100
+            before = stage.model
+        else:
+            assert len(log["validation_loss"]) == 3
+        if stage.name == "gradient_descent":
+            start = before.evaluate(data.validation).loss
+            np.testing.assert_allclose(log["validation_loss"][0], start, rtol=1e-5)
 
 
 def test_without_epochs_it_searches_cuts_and_rounds():

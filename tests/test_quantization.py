@@ -135,16 +135,14 @@ def test_a_population_is_its_members(models, data):
 
 def test_history_and_callback(population, models, data):
     seen = []
-    found = mm.quantize(
-        models[population], data, seed=0, bits=4, epochs=3, batch_size=16, callback=lambda *report: seen.append(report)
-    )
+    found = mm.quantize(models[population], data, seed=0, bits=4, epochs=3, batch_size=16, callback=seen.append)
     steps = 3 * (len(data.train.x) // 16)
     assert found.history["loss"].shape[0] == found.history["learning_rate"].shape[0] == steps
     validation = found.history["validation_loss"]
     assert validation.shape == ((4,) if population is None else (4, population))
     assert np.isfinite(validation).all()
-    assert [(done, total) for done, total, _ in seen] == [(1, 3), (2, 3), (3, 3)]
-    assert [loss for *_, loss in seen] == pytest.approx(validation[1:].reshape(3, -1).min(axis=1))
+    assert [(progress.done, progress.total) for progress in seen] == [(1, 3), (2, 3), (3, 3)]
+    assert [progress.best for progress in seen] == pytest.approx(validation[1:].reshape(3, -1).min(axis=1))
     best = found.evaluate(data.validation).loss
     np.testing.assert_allclose(best, validation.min(axis=0), rtol=1e-5)
 

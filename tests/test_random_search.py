@@ -264,11 +264,10 @@ def test_only_the_rows_asked_for_are_seen():
 
 def test_the_callback_sees_the_last_generation():
     seen = []
-    model = mm.random_search(
-        NETWORK, data(), seed=0, generations=23, population=2, callback=lambda *now: seen.append(now)
-    )
-    assert seen[-1] == (23, 23, float(model.history["loss"][-1]))
-    assert [done for done, _, _ in seen] == sorted({done for done, _, _ in seen})
+    model = mm.random_search(NETWORK, data(), seed=0, generations=23, population=2, callback=seen.append)
+    assert (seen[-1].done, seen[-1].total) == (23, 23)
+    assert seen[-1].best == seen[-1].loss == model.history["loss"][-1]
+    assert [progress.done for progress in seen] == sorted({progress.done for progress in seen})
 
 
 def test_a_number_of_a_strategy_is_traced():

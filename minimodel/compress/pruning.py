@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
@@ -11,10 +11,9 @@ from minimodel.compress import scores
 from minimodel.datasets import Splits
 from minimodel.model import Model
 from minimodel.network import Network, Params
-from minimodel.problem import Callback, Masks, check_count, prepare, run_keys, to_backend
-from minimodel.search import optimizers, schedules
-from minimodel.search.gradient_descent import finished, fit
-from minimodel.search.optimizers import Optimizer
+from minimodel.problem import Masks, check_count, prepare, run_keys, to_backend
+from minimodel.search.gradient_descent import Training, finished, fit
+from minimodel.streams import Stream
 from minimodel.tree import Array
 
 SCOPES = ("global", "layer")
@@ -23,7 +22,7 @@ RAMP = 0.5  # the part of the epochs in which gradual pruning reaches its sparsi
 
 def prune(
     model: Model,
-    data: Splits,
+    data: Splits | Stream,
     *,
     seed: int,
     sparsity: float | Sequence[float] | None = None,
@@ -32,10 +31,9 @@ def prune(
     scope: str = "global",
     gradual: bool = False,
     backend: str | Backend = "numpy",
-    optimizer: Optimizer | None = None,
-    epochs: int = 10,
-    batch_size: int = 32,
-    callback: Callback | None = None,
+    sample_weight: Any = None,
+    class_weight: Any = None,
+    **training: Unpack[Training],
 ) -> Model:
     """Remove the weights of least magnitude and retrain the others; biases are never pruned.
 
@@ -50,19 +48,20 @@ def prune(
                sequence with one number a layer
     gradual    reach the sparsity over the first half of the epochs, s(t) = s·(1 − (1 − t)³), not at once
                (Zhu, Gupta: To prune, or not to prune, 2017); not with a threshold
-    optimizer  of the retraining, by default ``adam(cosine(1e-3))``; epochs=0 only prunes
+    training   of what is left, as in ``gradient_descent``, by default 10 epochs; epochs=0 only prunes
 
     The masks are enforced on the weights and on the optimizer's state. Raises ValueError for input that does not fit.
     """
     backend = load(backend)
     if sum(given is not None for given in (sparsity, threshold, count)) != 1:
         raise ValueError(f"give one of sparsity, threshold, count; got {sparsity}, {threshold}, {count}")
-    epochs = check_count("epochs", epochs, 0)
+    epochs = check_count("epochs", training.setdefault("epochs", 10), 0)
     if gradual and (threshold is not None or epochs < 1):
         raise ValueError("gradual: needs a sparsity or a count, and at least 1 epoch")
     removed = to_remove(model.network, sparsity, count, scope)
     least = None if threshold is None else in_range("threshold", threshold, np.inf)
-    problem = prepare(model.network, data, model.loss, backend, fitted=model)
+    weights = {"sample_weight": sample_weight, "class_weight": class_weight}
+    problem = prepare(model.network, data, model.loss, backend, fitted=model, **weights)
     ramp = round(RAMP * epochs)
 
     def remask(epoch: int, params: Params) -> Masks | None:
@@ -75,14 +74,11 @@ def prune(
         problem,
         keys=run_keys(seed, model.population),
         params=model.params,
-        optimizer=optimizer or optimizers.adam(schedules.cosine(1e-3)),
-        epochs=epochs,
-        batch_size=batch_size,
         masks=model.masks if gradual else at_once,
         remask=remask if gradual else None,
-        callback=callback,
+        **training,
     )
-    return finished("prune", run, replace(model, quantized=None, bits=None))
+    return finished("prune", run, replace(model, params=run.state.best, quantized=None, bits=None))
 
 
 def to_remove(network: Network, sparsity: Any, count: Any, scope: str) -> list[float]:

@@ -1,22 +1,23 @@
 """Quantization: q = clip(round(w/s) + z), ŵ = s·(q − z), then retrain through the rounding."""
 
 from dataclasses import replace
+from typing import Any, Unpack
 
 from minimodel import qarray
 from minimodel.backends import Backend, load
 from minimodel.datasets import Splits
 from minimodel.model import Model
 from minimodel.network import Layer, Params
-from minimodel.problem import Callback, prepare, run_keys, to_backend
+from minimodel.problem import prepare, run_keys, to_backend
 from minimodel.qarray import Quantizer
 from minimodel.search import optimizers, schedules
-from minimodel.search.gradient_descent import Through, finished, fit
-from minimodel.search.optimizers import Optimizer
+from minimodel.search.gradient_descent import Through, Training, finished, fit
+from minimodel.streams import Stream
 
 
 def quantize(
     model: Model,
-    data: Splits,
+    data: Splits | Stream,
     *,
     seed: int,
     bits: int = 8,
@@ -24,10 +25,9 @@ def quantize(
     per_channel: bool = True,
     clip: bool = True,
     backend: str | Backend = "numpy",
-    optimizer: Optimizer | None = None,
-    epochs: int = 5,
-    batch_size: int = 32,
-    callback: Callback | None = None,
+    sample_weight: Any = None,
+    class_weight: Any = None,
+    **training: Unpack[Training],
 ) -> Model:
     """Turn the weights into integers of 2 to 8 bits and retrain them through the rounding; biases stay float32.
 
@@ -37,13 +37,17 @@ def quantize(
     symmetric     z = 0 and q from −(2ᵇ⁻¹ − 1); otherwise z is the integer that stands for 0, and q from −2ᵇ⁻¹
     per_channel   one scale for each output, otherwise one for the whole weight
     clip          let the scale leave out the largest weights where that lowers Σ(w − ŵ)²
-    optimizer     of the retraining, by default ``adam(cosine(1e-4))``; epochs=0 only rounds
+    training      through the rounding, as in ``gradient_descent``, by default 5 epochs of ``adam(cosine(1e-4))``;
+                  epochs=0 only rounds
 
     Returns a model whose ``params`` are ŵ and whose ``quantized`` holds the integers. Raises ValueError for input
     that does not fit.
     """
     backend = load(backend)
-    problem = prepare(model.network, data, model.loss, backend, fitted=model)
+    weights = {"sample_weight": sample_weight, "class_weight": class_weight}
+    problem = prepare(model.network, data, model.loss, backend, fitted=model, **weights)
+    training.setdefault("epochs", 5)
+    training["optimizer"] = training.get("optimizer") or optimizers.adam(schedules.cosine(1e-4))
     quantizers = tuple(
         qarray.calibrate(layer.weight, bits, symmetric=symmetric, per_channel=per_channel, clip=clip)
         for layer in model.params
@@ -52,17 +56,15 @@ def quantize(
         problem,
         keys=run_keys(seed, model.population),
         params=model.params,
-        optimizer=optimizer or optimizers.adam(schedules.cosine(1e-4)),
-        epochs=epochs,
-        batch_size=batch_size,
         masks=model.masks,
         through=ROUNDING,
         values=to_backend(backend, quantizers),
-        callback=callback,
+        **training,
     )
-    integers = tuple(qarray.quantize(layer.weight, q) for layer, q in zip(run.params, quantizers, strict=True))
-    rounded = tuple(Layer(qarray.dequantize(q), layer.bias) for q, layer in zip(integers, run.params, strict=True))
-    return finished("quantize", run._replace(params=rounded), replace(model, quantized=integers, bits=int(bits)))
+    best = run.state.best
+    integers = tuple(qarray.quantize(layer.weight, q) for layer, q in zip(best, quantizers, strict=True))
+    rounded = tuple(Layer(qarray.dequantize(q), layer.bias) for q, layer in zip(integers, best, strict=True))
+    return finished("quantize", run, replace(model, params=rounded, quantized=integers, bits=int(bits)))
 
 
 def _round(quantizers: tuple[Quantizer, ...], params: Params) -> Params:

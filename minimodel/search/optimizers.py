@@ -1,23 +1,21 @@
-"""Optimizers: two pure functions each, ``init`` and ``update``, and their numbers.
+"""Optimizers: a rule composed from parts, its numbers, and a learning-rate schedule.
 
-The functions are module-level and the numbers are traced, so a new number never recompiles a program. Every number
-may be an array over the population. ``update`` consumes the parameters and the state it is given.
+    d ← g;  d ← part(d) for every part;  θ ← θ − η d
+
+The parts stand in this order: clipping, L1 and L2 penalties, the optimizer's own, decoupled decay. Every number may
+be an array over the population. Where optimizers of one name differ between libraries, an argument settles it and the
+docstring says which is which; the defaults are torch's, but that biases are not decayed.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict, Unpack
 
-from minimodel import tree
-from minimodel.network import Params
-from minimodel.search import schedules
-from minimodel.tree import Array, Tree, align
+import numpy as np
 
-
-class Rule(NamedTuple):
-    """init(params) -> opt_state; update(config, rate, grads, opt_state, params) -> (params, opt_state)."""
-
-    init: Callable[[Params], Tree]
-    update: Callable[[Any, Array, Params, Tree, Params], tuple[Params, Tree]]
+from minimodel.search import parts, schedules
+from minimodel.search.lbfgs import LBFGS
+from minimodel.search.parts import Part
+from minimodel.search.rules import Averaged, Chain, Rule, SharpnessAware
+from minimodel.tree import Tree
 
 
 class Optimizer(NamedTuple):
@@ -28,157 +26,225 @@ class Optimizer(NamedTuple):
     schedule: schedules.Schedule
 
 
-def _zeros(params: Params) -> Params:
-    return tree.map(tree.namespace(params).zeros_like, params)
+class Options(TypedDict, total=False):
+    """What every optimizer but L-BFGS takes besides its own numbers.
 
-
-def _regularized(grads: Params, params: Params, decay: Array | None) -> Params:
-    """g + λθ"""
-    if decay is None:
-        return grads
-    return tree.map(lambda g, p: g + align(decay, p) * p, grads, params)
-
-
-def _descend(rate: Array, params: Params, directions: Params) -> Params:
-    """θ ← θ − η d"""
-
-    def move(p: Array, d: Array) -> Array:
-        p -= align(rate, p) * d
-        return p
-
-    return tree.map(move, params, directions)
-
-
-class SGD(NamedTuple):
-    """Numbers of ``sgd``."""
-
-    weight_decay: Any
-
-
-def _stateless(params: Params) -> None:
-    return None
-
-
-def _sgd(config: SGD, rate: Array, grads: Params, state: None, params: Params) -> tuple[Params, None]:
-    return _descend(rate, params, _regularized(grads, params, config.weight_decay)), None
-
-
-def sgd(learning_rate: Any, *, weight_decay: Any = None) -> Optimizer:
-    """θ ← θ − η(g + λθ)"""
-    return Optimizer(Rule(_stateless, _sgd), SGD(weight_decay), schedules.get(learning_rate))
-
-
-class Momentum(NamedTuple):
-    """Numbers of ``momentum`` and ``nesterov``."""
-
-    momentum: Any
-    weight_decay: Any
-
-
-def _accumulate(velocity: Params, grads: Params, momentum: Array) -> Params:
-    """v ← μv + g"""
-
-    def add(v: Array, g: Array) -> Array:
-        v *= align(momentum, v)
-        v += g
-        return v
-
-    return tree.map(add, velocity, grads)
-
-
-def _momentum(config: Momentum, rate: Array, grads: Params, velocity: Params, params: Params) -> tuple[Params, Params]:
-    grads = _regularized(grads, params, config.weight_decay)
-    velocity = _accumulate(velocity, grads, config.momentum)
-    return _descend(rate, params, velocity), velocity
-
-
-def momentum(learning_rate: Any, *, momentum: Any = 0.9, weight_decay: Any = None) -> Optimizer:
-    """v ← μv + g + λθ, θ ← θ − ηv: the heavy ball as torch.optim.SGD has it, with no dampening.
-
-    Sutskever et al., On the importance of initialization and momentum (2013), up to the place of η.
+    weight_decay    λ of L2 or decoupled decay
+    decoupled       decay after the optimizer's own parts, θ ← θ − ηλθ, instead of λθ added to the gradient
+    decay_biases    decay biases like weights, as torch and Optax do unless told otherwise
+    l1              λ of L1: λ sign W is added to the gradient
+    clip_value      every entry of the gradient is cut to ±clip_value
+    clip_norm       the gradient of a network is scaled down to at most this length
+    average         β of an exponential moving average of the parameters, which is what is validated and returned
+    sharpness       ρ of sharpness-aware minimization: the gradient is taken at θ + ρ g/‖g‖
     """
-    return Optimizer(Rule(_zeros, _momentum), Momentum(momentum, weight_decay), schedules.get(learning_rate))
 
-
-def _nesterov(config: Momentum, rate: Array, grads: Params, velocity: Params, params: Params) -> tuple[Params, Params]:
-    grads = _regularized(grads, params, config.weight_decay)
-    velocity = _accumulate(velocity, grads, config.momentum)
-    ahead = tree.map(lambda g, v: g + align(config.momentum, v) * v, grads, velocity)
-    return _descend(rate, params, ahead), velocity
-
-
-def nesterov(learning_rate: Any, *, momentum: Any = 0.9, weight_decay: Any = None) -> Optimizer:
-    """v ← μv + g, θ ← θ − η(g + μv) with g the regularized gradient: torch.optim.SGD(nesterov=True), optax.sgd."""
-    return Optimizer(Rule(_zeros, _nesterov), Momentum(momentum, weight_decay), schedules.get(learning_rate))
-
-
-class Adam(NamedTuple):
-    """Numbers of ``adam`` and ``adamw``."""
-
-    b1: Any
-    b2: Any
-    eps: Any
     weight_decay: Any
+    decoupled: bool
+    decay_biases: bool
+    l1: Any
+    clip_value: Any
+    clip_norm: Any
+    average: Any
+    sharpness: Any
 
 
-class Moments(NamedTuple):
-    """State: the steps done, and the running means of g and g²."""
+class Range(NamedTuple):
+    """Numbers from ``low`` up to ``high``, an end that is ``open`` not included."""
 
-    step: Array  # float, shape ()
-    mean: Params
-    square: Params
-
-
-def _moments(params: Params) -> Moments:
-    xp = tree.namespace(params)
-    return Moments(xp.zeros((), dtype=params[0].weight.dtype), _zeros(params), _zeros(params))
+    low: float
+    high: float
+    open: str = ""
 
 
-def _adam_direction(config: Adam, grads: Params, state: Moments) -> tuple[Params, Moments]:
-    """m ← β₁m + (1 − β₁)g, s ← β₂s + (1 − β₂)g², d = (m/(1 − β₁ᵗ)) / (√(s/(1 − β₂ᵗ)) + ε)"""
-    xp = tree.namespace(grads)
-    step = state.step + xp.ones_like(state.step)
-
-    def average(old: Array, new: Array, rate: Array) -> Array:
-        old *= align(rate, old)
-        old += (1 - align(rate, old)) * new
-        return old
-
-    mean = tree.map(lambda m, g: average(m, g, config.b1), state.mean, grads)
-    square = tree.map(lambda s, g: average(s, g * g, config.b2), state.square, grads)
-    fix1, fix2 = 1 - config.b1**step, 1 - config.b2**step
-
-    def direction(m: Array, s: Array) -> Array:
-        scale = xp.sqrt(s / align(fix2, s))
-        scale += align(config.eps, s)
-        return m / (align(fix1, m) * scale)
-
-    return tree.map(direction, mean, square), Moments(xp.asarray(step), mean, square)
+POSITIVE, AT_LEAST_0, BELOW_1 = Range(0, np.inf, "low"), Range(0, np.inf), Range(0, 1, "high")
+RANGES = {
+    "weight_decay": AT_LEAST_0, "l1": AT_LEAST_0, "clip_value": POSITIVE, "clip_norm": POSITIVE,
+    "average": BELOW_1, "sharpness": AT_LEAST_0, "momentum": BELOW_1, "b1": BELOW_1, "b2": BELOW_1,
+    "decay": BELOW_1, "eps": AT_LEAST_0, "eps_root": AT_LEAST_0, "initial": AT_LEAST_0, "momentum_decay": AT_LEAST_0,
+}  # fmt: skip
 
 
-def _adam(config: Adam, rate: Array, grads: Params, state: Moments, params: Params) -> tuple[Params, Moments]:
-    directions, state = _adam_direction(config, _regularized(grads, params, config.weight_decay), state)
-    return _descend(rate, params, directions), state
+def number(name: str, value: Any) -> Any:
+    """The value, if it is None or finite numbers within the range of that name."""
+    if value is None:
+        return None
+    low, high, open_ = RANGES[name]
+    found = np.asarray(value)
+    fits = found.dtype.kind in "iuf" and np.isfinite(found).all()
+    if not fits or not ((found > low if open_ == "low" else found >= low) & (found < high)).all():
+        expected = f"numbers {'above' if open_ == 'low' else 'from'} {low:g}" + (
+            f" and below {high:g}" if high < np.inf else ""
+        )
+        raise ValueError(f"{name}: expected finite {expected}, got {value!r}")
+    return value
 
 
-def adam(learning_rate: Any, *, b1: Any = 0.9, b2: Any = 0.999, eps: Any = 1e-8, weight_decay: Any = None) -> Optimizer:
-    """θ ← θ − η m̂/(√ŝ + ε), ε outside the root and after the bias correction, decay added to the gradient: torch.
+def compose(learning_rate: Any, *own: tuple[Part, Any], **options: Unpack[Options]) -> Optimizer:
+    """An optimizer of parts, each given with its numbers, and of what ``Options`` adds to them."""
+    if unknown := set(options) - set(Options.__annotations__):
+        raise TypeError(f"unknown option {sorted(unknown)[0]}; expected {', '.join(Options.__annotations__)}")
+    given = {name: number(name, value) for name, value in options.items() if name in RANGES}
+    decay = (parts.Decay(options.get("decay_biases", False)), given.get("weight_decay"))
+    decoupled = options.get("decoupled", False)
+    chain: list[tuple[Part, Any]] = [
+        (parts.ClipValue(), given.get("clip_value")),
+        (parts.ClipNorm(), given.get("clip_norm")),
+        (parts.Lasso(), given.get("l1")),
+        *([] if decoupled else [decay]),
+        *own,
+        *([decay] if decoupled else []),
+    ]
+    chain = [(part, numbers) for part, numbers in chain if numbers is not None]
+    rule: Any = Chain(tuple(part for part, _ in chain))
+    config: Tree = tuple(numbers for _, numbers in chain)
+    if given.get("sharpness") is not None:
+        rule, config = SharpnessAware(rule), (given["sharpness"], config)
+    if given.get("average") is not None:
+        rule, config = Averaged(rule), (given["average"], config)
+    return Optimizer(rule, config, schedules.get(learning_rate))
+
+
+def sgd(learning_rate: Any, **options: Unpack[Options]) -> Optimizer:
+    """θ ← θ − ηg"""
+    return compose(learning_rate, **options)
+
+
+def momentum(learning_rate: Any, *, momentum: Any = 0.9, **options: Unpack[Options]) -> Optimizer:
+    """v ← μv + g, θ ← θ − ηv: the heavy ball as torch.optim.SGD (no dampening) and optax.sgd have it.
+
+    Keras keeps η within v, which differs where η changes. Sutskever et al., On the importance of initialization and
+    momentum (2013), up to the place of η.
+    """
+    return compose(learning_rate, (parts.Velocity(), number("momentum", momentum)), **options)
+
+
+def nesterov(learning_rate: Any, *, momentum: Any = 0.9, **options: Unpack[Options]) -> Optimizer:
+    """v ← μv + g, θ ← θ − η(g + μv): torch.optim.SGD(nesterov=True), optax.sgd(nesterov=True)."""
+    return compose(learning_rate, (parts.Velocity(nesterov=True), number("momentum", momentum)), **options)
+
+
+def adagrad(
+    learning_rate: Any,
+    *,
+    eps: Any = 1e-10,
+    eps_in_root: bool = False,
+    initial: Any = None,
+    **options: Unpack[Options],
+) -> Optimizer:
+    """s ← s + g², θ ← θ − ηg/(√s + ε), s = ``initial`` at first: torch.
+
+    ``eps_in_root``: g/√(s + ε), as optax.adagrad, whose numbers are initial=0.1, eps=1e-7.
+    Duchi, Hazan, Singer: Adaptive subgradient methods (2011).
+    """
+    numbers = parts.SquaresNumbers(None, number("eps", eps), number("initial", initial))
+    return compose(learning_rate, (parts.Squares(eps_in_root), numbers), **options)
+
+
+def rmsprop(
+    learning_rate: Any,
+    *,
+    decay: Any = 0.99,
+    eps: Any = 1e-8,
+    eps_in_root: bool = False,
+    initial: Any = None,
+    centered: bool = False,
+    momentum: Any = None,
+    **options: Unpack[Options],
+) -> Optimizer:
+    """s ← ρs + (1 − ρ)g², θ ← θ − ηg/(√s + ε), s = ``initial`` at first: torch, also with momentum and centered.
+
+    ``eps_in_root``: g/√(s + ε), as Optax (decay=0.9) and Keras have it. ``centered``: s − m² in place of s, m the
+    running mean of g. ``momentum``: v ← μv + that, θ ← θ − ηv. Tieleman, Hinton: Lecture 6.5 (2012).
+    """
+    numbers = parts.SquaresNumbers(number("decay", decay), number("eps", eps), number("initial", initial))
+    own: list[tuple[Part, Any]] = [(parts.Squares(eps_in_root, centered), numbers)]
+    if momentum is not None:
+        own.append((parts.Velocity(), number("momentum", momentum)))
+    return compose(learning_rate, *own, **options)
+
+
+def adam(
+    learning_rate: Any,
+    *,
+    b1: Any = 0.9,
+    b2: Any = 0.999,
+    eps: Any = 1e-8,
+    eps_root: Any = None,
+    eps_hat: bool = False,
+    amsgrad: str | None = None,
+    **options: Unpack[Options],
+) -> Optimizer:
+    """θ ← θ − η m̂/(√ŝ + ε), ε outside the root and after the bias correction: torch, Optax.
+
+    eps_root   added to ŝ within the root (Optax)
+    eps_hat    ε is added before the correction, m̂/((√s + ε)/√(1 − β₂ᵗ)): Keras, TensorFlow
+    amsgrad    as in ``amsgrad``
 
     Kingma, Ba: Adam (2015), algorithm 1.
     """
-    return Optimizer(Rule(_moments, _adam), Adam(b1, b2, eps, weight_decay), schedules.get(learning_rate))
+    if amsgrad not in (None, "torch", "optax"):
+        raise ValueError(f"amsgrad: expected None, 'torch' or 'optax', got {amsgrad!r}")
+    numbers = _moments(b1, b2, eps, eps_root)
+    return compose(learning_rate, (parts.Moments(False, amsgrad, eps_hat), numbers), **options)
 
 
-def _adamw(config: Adam, rate: Array, grads: Params, state: Moments, params: Params) -> tuple[Params, Moments]:
-    directions, state = _adam_direction(config, grads, state)
-    return _descend(rate, params, _regularized(directions, params, config.weight_decay)), state
-
-
-def adamw(
-    learning_rate: Any, *, b1: Any = 0.9, b2: Any = 0.999, eps: Any = 1e-8, weight_decay: Any = 1e-2
-) -> Optimizer:
-    """θ ← θ − η(m̂/(√ŝ + ε) + λθ): decay decoupled from the moments and scaled by η, as torch and optax have it.
+def adamw(learning_rate: Any, *, weight_decay: Any = 1e-2, **options: Any) -> Optimizer:
+    """``adam`` with decoupled decay: θ ← θ − η(m̂/(√ŝ + ε) + λθ), λ scaled by η as in torch, Optax and Keras.
 
     Loshchilov, Hutter: Decoupled weight decay regularization (2019).
     """
-    return Optimizer(Rule(_moments, _adamw), Adam(b1, b2, eps, weight_decay), schedules.get(learning_rate))
+    return adam(learning_rate, weight_decay=weight_decay, **{"decoupled": True, **options})
+
+
+def amsgrad(learning_rate: Any, *, like: str = "torch", **options: Any) -> Optimizer:
+    """``adam`` with the greatest s so far in place of s. Reddi, Kale, Kumar: On the convergence of Adam (2018).
+
+    like "torch": the greatest s, then its correction; "optax": the greatest of the corrected ŝ.
+    """
+    return adam(learning_rate, amsgrad=like, **options)
+
+
+def nadam(
+    learning_rate: Any,
+    *,
+    b1: Any = 0.9,
+    b2: Any = 0.999,
+    eps: Any = 1e-8,
+    momentum_decay: Any = 4e-3,
+    **options: Unpack[Options],
+) -> Optimizer:
+    """Adam with Nesterov momentum, whose β₁ rises by ``momentum_decay`` ψ, μ_t = β₁(1 − ½·0.96^(tψ)): torch.
+
+    ``momentum_decay=None`` keeps β₁ as it is: Optax. Dozat: Incorporating Nesterov momentum into Adam (2016).
+    """
+    if momentum_decay is None:
+        return compose(learning_rate, (parts.Moments(nesterov=True), _moments(b1, b2, eps, None)), **options)
+    checked = (number(*pair) for pair in zip(parts.NAdamNumbers._fields, (b1, b2, eps, momentum_decay), strict=True))
+    return compose(learning_rate, (parts.ScheduledNesterov(), parts.NAdamNumbers(*checked)), **options)
+
+
+def lion(learning_rate: Any, *, b1: Any = 0.9, b2: Any = 0.99, **options: Unpack[Options]) -> Optimizer:
+    """θ ← θ − η(sign(β₁m + (1 − β₁)g) + λθ), m ← β₂m + (1 − β₂)g: Optax, Keras. Decay is decoupled by default.
+
+    Chen et al., Symbolic discovery of optimization algorithms (2023).
+    """
+    numbers = parts.LionNumbers(number("b1", b1), number("b2", b2))
+    options.setdefault("decoupled", True)
+    return compose(learning_rate, (parts.Sign(), numbers), **options)
+
+
+def lbfgs(learning_rate: Any = 1.0, *, memory: int = 10) -> Optimizer:
+    """Limited-memory BFGS with a line search, on all rows at once: every step is one evaluation of J and its gradient.
+
+    An epoch of ``gradient_descent`` is one evaluation, and ``batch_size`` does not matter. ``learning_rate`` scales
+    the first trial of each line search, and is best left at 1. See ``search.lbfgs``.
+    """
+    if isinstance(memory, bool) or not hasattr(memory, "__index__") or memory < 1:
+        raise ValueError(f"memory: expected an integer of at least 1, got {memory!r}")
+    return Optimizer(LBFGS(int(memory)), (), schedules.get(learning_rate))
+
+
+def _moments(b1: Any, b2: Any, eps: Any, eps_root: Any) -> parts.MomentsNumbers:
+    values = zip(parts.MomentsNumbers._fields, (b1, b2, eps, eps_root), strict=True)
+    return parts.MomentsNumbers(*(number(*pair) for pair in values))

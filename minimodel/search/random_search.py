@@ -1,20 +1,21 @@
 """Random search: θ ← argmin J over {θ, θ + ε₁, …, θ + ε_P}, a whole population evaluated at once."""
 
 from dataclasses import replace
+from time import perf_counter
 from typing import NamedTuple
 
 import numpy as np
 
-from minimodel import random, tree
+from minimodel import losses, random, tree
 from minimodel.backends import Backend, load
 from minimodel.datasets import Splits
 from minimodel.losses import Loss
 from minimodel.model import Model, new_model
 from minimodel.network import Network, Params
+from minimodel.observe import Callback, Progress
 from minimodel.problem import (
-    Callback,
     DivergedError,
-    Pair,
+    Rows,
     check_count,
     check_params,
     nan_last,
@@ -66,13 +67,15 @@ def random_search(
     strategy     by default ``strategies.local()``
     population   candidates of a generation
     rows         evaluate on this many training rows, the same for all candidates; by default on all of them
-    callback     called now and then with (generations done, generations, best fitness)
+    callback     called now and then with ``Progress``; True ends the search
 
     Raises ValueError for input that does not fit, DivergedError when no candidate ever had a finite loss.
     """
     generations, population = check_count("generations", generations, 0), check_count("population", population, 1)
     rows = None if rows is None else check_count("rows", rows, 1)
     backend, key = load(backend), run_keys(seed, None)
+    if not isinstance(data, Splits):
+        raise TypeError(f"data: random_search takes Splits, got {type(data).__name__}")
     problem = prepare(network, data, loss, backend, fitted=data)
     strategy = strategy or strategies.local()
     if params is None:
@@ -81,21 +84,26 @@ def random_search(
         params = check_params(network, params, None)
     check_strategy(strategy)
     used = min(rows or len(data.train.x), len(data.train.x))
-    pair = (problem.train[0][:used, ...], problem.train[1][:used, ...])
+    (train,) = problem.chunks(0, 1)
+    part = Rows(train.x[:used, ...], train.t[:used, ...])
     static = Static(backend, network, problem.loss, strategy.plan, population)
     config = to_backend(backend, strategy.config)
     start = backend.jit(begin, static=("static",))
     advance = backend.jit(search, static=("static",), donate=("state",))
 
-    state = start(to_backend(backend, params), pair, static=static)
-    history = []
+    state = start(to_backend(backend, params), part, static=static)
+    history, started = [], perf_counter()
     draws = backend.asarray(random.fold_in(key, DRAWS))
     for first in range(0, generations, GENERATIONS):
         numbers = np.arange(first, min(first + GENERATIONS, generations), dtype=np.uint32)
-        state, fitness = advance(state, config, pair, draws, backend.asarray(numbers), static=static)
-        history.append(backend.to_numpy(fitness))
+        state, found = advance(state, config, part, draws, backend.asarray(numbers), static=static)
+        history.append(backend.to_numpy(found))
         if callback:
-            callback(int(numbers[-1]) + 1, generations, float(history[-1][-1]))
+            progress = Progress(
+                int(numbers[-1]) + 1, generations, history[-1][-1], None, None, perf_counter() - started
+            )
+            if callback(progress) is True:
+                break
     best = backend.to_numpy(state)
     log = {"loss": np.concatenate(history) if history else np.empty(0, np.float32)}
     model = replace(new_model(network, best.params, problem.loss, data), history=log)
@@ -104,9 +112,14 @@ def random_search(
     return model
 
 
-def begin(params: Params, pair: Pair, *, static: Static) -> Tree:
+def begin(params: Params, part: Rows, *, static: Static) -> Tree:
     """The strategy's state at the starting parameters."""
-    return static.plan.init(params, nan_last(static.loss.value(static.network.apply(params, pair[0]), pair[1])))
+    return static.plan.init(params, nan_last(fitness(params, part, static)))
+
+
+def fitness(params: Params, part: Rows, static: Static) -> Array:
+    """J of the parameters or of every candidate."""
+    return losses.mean(static.loss.rows(static.network.apply(params, part.x), part.t)[0])
 
 
 def check_strategy(strategy: Strategy) -> None:
@@ -120,20 +133,20 @@ def check_strategy(strategy: Strategy) -> None:
         raise ValueError(f"strategy: expected sigma above 0 and low below high, got {numbers}")
 
 
-def search(state: Tree, config: Tree, pair: Pair, key: Array, numbers: Array, *, static: Static) -> tuple[Tree, Array]:
+def search(state: Tree, config: Tree, part: Rows, key: Array, numbers: Array, *, static: Static) -> tuple[Tree, Array]:
     """The generations of these numbers; the best fitness after each."""
     xp, plan = static.backend.xp, static.plan
-    chunk = chunk_size(static, pair[0].shape[0])
+    chunk = chunk_size(static, part.x.shape[0])
 
     def generation(state: Tree, number: Array) -> tuple[Tree, Array]:
         def evaluate(carry: None, keys: Array) -> tuple[None, tuple[Params, Array]]:
             candidates = plan.ask(config, state, keys, static.backend)
-            return None, (candidates, static.loss.value(static.network.apply(candidates, pair[0]), pair[1]))
+            return None, (candidates, fitness(candidates, part, static))
 
         keys = random.fold_in(random.fold_in(key, number), xp.arange(static.population, dtype=xp.uint32))
         found = static.backend.scan(evaluate, None, xp.reshape(keys, (-1, chunk, 2)))[1]
-        candidates, fitness = tree.map(lambda leaf: xp.reshape(leaf, (-1, *leaf.shape[2:])), found)
-        state = plan.tell(config, state, candidates, fitness)
+        candidates, losses_found = tree.map(lambda leaf: xp.reshape(leaf, (-1, *leaf.shape[2:])), found)
+        state = plan.tell(config, state, candidates, losses_found)
         return state, state.fitness
 
     return static.backend.scan(generation, state, numbers)

@@ -1,0 +1,192 @@
+"""A scan for NumPy: the step is recorded once and replayed for all that follows.
+
+What a small step costs in NumPy is mostly Python: walking trees, looking up namespaces, allocating results. A record
+is a list of calls of ufuncs on buffers that stay where they are, so that replaying it is little more than the
+arithmetic. The source of the step does not know: while it is recorded its arrays are ``Recorded``, which takes part
+in NumPy's own dispatch. A step that cannot be recorded (one that contains another scan, or looks at a value) just
+runs as it is.
+"""
+
+import functools
+from collections.abc import Callable
+from contextvars import ContextVar
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.lib.mixins import NDArrayOperatorsMixin
+
+from minimodel import tree
+from minimodel.backends import array_api
+from minimodel.backends.array_api import signature_of
+from minimodel.backends.interface import scan_length
+from minimodel.tree import Tree
+
+WORTHWHILE = 4  # steps; a shorter scan is over before a record pays
+REDUCTIONS = {np.sum: np.add, np.max: np.maximum, np.min: np.minimum, np.any: np.logical_or, np.all: np.logical_and}
+INTO = {np.clip, np.concatenate, np.round}  # functions that can write where they are told
+VIEWS = {np.reshape, np.moveaxis, np.broadcast_to, np.expand_dims, np.squeeze, np.matrix_transpose}
+
+
+tapes: ContextVar[dict[Any, Any]] = ContextVar("tapes")  # of the program that is running
+
+
+def jit(fn: Callable[..., Any], static: tuple[str, ...] = (), donate: tuple[str, ...] = ()) -> Callable[..., Any]:
+    """``fn``, keeping the records of its scans from one call to the next for as long as it lives itself."""
+    own: dict[Any, Any] = {}
+
+    @functools.wraps(fn)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        token = tapes.set(own)
+        try:
+            return fn(*args, **kwargs)
+        finally:
+            tapes.reset(token)
+
+    return call
+
+
+def scan(step: Callable[..., Any], carry: Tree, xs: Tree) -> tuple[Tree, Tree]:
+    """carry, y_i = step(carry, xs_i) for every i; the y_i stacked."""
+    length, first = scan_length(xs), tree.map(lambda leaf: leaf[0, ...], xs)
+    if any(isinstance(leaf, Recorded) for leaf in tree.leaves(carry, xs)):
+        raise TypeError("a scan within a step is not recorded")
+    if length < WORTHWHILE:
+        return array_api.scan(np, False, step, carry, xs)
+    kept, closure = tapes.get({}), [cell.cell_contents for cell in step.__closure__ or ()]
+    found, tape = kept.get(step.__code__, (None, None))
+    if tape and same(found, closure) and signature_of((carry, first)) == signature_of((tape.carry, tape.x)):
+        for slot, leaf in zip(tree.leaves(tape.carry), tree.leaves(carry), strict=True):
+            np.copyto(slot, leaf)
+    else:
+        tape = record(step, carry, first)
+        kept[step.__code__] = closure, tape
+    return replay(tape, xs, length) if tape else array_api.scan(np, False, step, carry, xs)
+
+
+def same(old: list[Any], new: list[Any]) -> bool:
+    """Whether a step means what it meant: all that it refers to is the very same."""
+    return len(old) == len(new) and all(a is b for a, b in zip(old, new, strict=True))
+
+
+class Tape:
+    """The calls of one step, and the buffers where its carry, its input and its results lie."""
+
+    def __init__(self) -> None:
+        self.calls: list[Callable[[], Any]] = []
+        self.carry: Tree = None
+        self.x: Tree = None
+        self.ys: Tree = None
+
+    def call(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> "Recorded":
+        """The result of a function of arrays, in a buffer of its own that every replay fills anew."""
+        plain, named = raw(args), {name: raw(value) for name, value in kwargs.items()}
+        result = np.asarray(fn(*plain, **named))
+        if fn in VIEWS and any(np.shares_memory(result, arg) for arg in plain if isinstance(arg, np.ndarray)):
+            return Recorded(result, self)  # the buffer stays, and so does a view of it
+        buffer = np.array(result)
+        self.calls += into(buffer, fn, plain, named)
+        return Recorded(buffer, self)
+
+
+def into(buffer: np.ndarray, fn: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> list[Callable[[], Any]]:
+    """The calls that write fn(*args, **kwargs) to a buffer, in the way that costs least."""
+    x = args[0]
+    if fn is np.astype:
+        return [partial(np.copyto, buffer, x, casting="unsafe")]
+    if fn is np.take:  # the method; without a mode it would write to a copy first
+        return [partial(x.take, *args[1:], **kwargs, out=buffer, mode="clip")]
+    if fn == np.maximum.reduce and kwargs["axis"] == -1 and x.ndim > 1:  # NumPy is slow along short rows
+        columns = np.empty((x.shape[-1], *x.shape[:-1]), x.dtype)
+        result = buffer.reshape(x.shape[:-1])
+        copy = partial(np.copyto, columns, np.moveaxis(x, -1, 0))
+        return [copy, partial(fn, columns, axis=0, out=result)]
+    if isinstance(fn, np.ufunc) or fn in INTO or isinstance(getattr(fn, "__self__", None), np.ufunc):
+        return [partial(fn, *args, **kwargs, out=buffer)]
+    return [lambda: np.copyto(buffer, fn(*args, **kwargs))]
+
+
+class Recorded(NDArrayOperatorsMixin):
+    """Stands for an array while a step is recorded."""
+
+    def __init__(self, value: np.ndarray, tape: Tape) -> None:
+        self.value, self.tape = value, tape
+
+    shape = property(lambda self: self.value.shape)
+    ndim = property(lambda self: self.value.ndim)
+    dtype = property(lambda self: self.value.dtype)
+    mT = property(lambda self: Recorded(self.value.mT, self.tape))
+
+    def __getitem__(self, index: Any) -> "Recorded":
+        view = self.value[index]
+        if not (isinstance(view, np.ndarray) and np.shares_memory(view, self.value)) and view.size:
+            raise TypeError("only views are recorded")
+        return Recorded(view, self.tape)
+
+    def __array_namespace__(self, **kwargs: Any) -> Any:
+        return np
+
+    def __array__(self, *args: Any, **kwargs: Any) -> np.ndarray:
+        raise TypeError("a recorded array has no value yet")
+
+    def __bool__(self) -> bool:
+        raise TypeError("a recorded array has no value yet")
+
+    def __array_function__(self, fn: Any, types: Any, args: Any, kwargs: Any) -> "Recorded":
+        if fn in REDUCTIONS:
+            fn = REDUCTIONS[fn].reduce
+            kwargs = {"axis": None, **kwargs}
+        return self.tape.call(fn, *args, **kwargs)
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, out: Any = None, **kwargs: Any) -> "Recorded":
+        if method != "__call__":
+            raise TypeError("only calls of ufuncs are recorded")
+        target = out[0] if out else None
+        # Scalars are not changed in place, and a constant must be the same in the next step: both get a new buffer.
+        if not isinstance(target, Recorded) or target.ndim == 0:
+            return self.tape.call(ufunc, *inputs, **kwargs)
+        call = partial(ufunc, *raw(inputs), **kwargs, out=target.value)
+        call()
+        self.tape.calls.append(call)
+        return target
+
+
+def raw(values: Any) -> Any:
+    """The arrays that stand behind recorded ones."""
+    if isinstance(values, Recorded):
+        return values.value
+    return type(values)(map(raw, values)) if type(values) in (tuple, list) else values
+
+
+def record(step: Callable[..., Any], carry: Tree, x: Tree) -> Tape | None:
+    """Run the step on copies and keep what it did, ready to begin at the carry; None where it cannot be recorded."""
+    tape = Tape()
+    tape.carry, tape.x = (tree.map(np.array, values) for values in (carry, x))
+    try:
+        new, y = step(*(tree.map(lambda leaf: Recorded(leaf, tape), values) for values in (tape.carry, tape.x)))
+    except Exception:
+        return None
+    slots, results = tree.leaves(tape.carry), [raw(leaf) for leaf in tree.leaves(new)]
+    moved = [(slot, result) for slot, result in zip(slots, results, strict=True) if result is not slot]
+    held = [(slot, np.array(result), result) for slot, result in moved]
+    for source, target in [(result, copy) for _, copy, result in held] + [(copy, slot) for slot, copy, _ in held]:
+        tape.calls.append(partial(np.copyto, target, source))
+    tape.ys = tree.map(raw, y)
+    for slot, leaf in zip(slots, tree.leaves(carry), strict=True):
+        np.copyto(slot, leaf)
+    return tape
+
+
+def replay(tape: Tape, xs: Tree, length: int) -> tuple[Tree, Tree]:
+    """Every step; afterwards the carry is the tape's own."""
+    ys = tree.map(lambda y: np.empty((length, *y.shape), y.dtype), tape.ys)
+    calls, inputs = tape.calls, list(zip(tree.leaves(tape.x), tree.leaves(xs), strict=True))
+    outputs = list(zip(tree.leaves(ys), tree.leaves(tape.ys), strict=True))
+    for i in range(length):
+        for slot, leaf in inputs:
+            slot[...] = leaf[i]
+        for call in calls:
+            call()
+        for whole, part in outputs:
+            whole[i] = part
+    return tape.carry, ys

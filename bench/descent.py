@@ -1,0 +1,241 @@
+"""An epoch of gradient descent, side by side with scikit-learn, eager PyTorch, the bare matrix products of the step,
+and jax.grad + Optax in one jitted scan: same network, data, batches, dtype and threads, SGD with momentum 0.9.
+
+Whole calls are timed, after one that compiles, and the final training losses are printed: none is fast by doing less.
+"""
+
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+import minimodel as mm
+from minimodel.bench.common import arguments, report, side_by_side
+
+RATE, MOMENTUM = 0.02, 0.9
+SIZES = {"small": ((64, 32, 10), 32, 1_440, 20), "large": ((784, 300, 100, 10), 128, 12_800, 2)}
+CASES = (
+    ("small", "numpy", 1),
+    ("small", "numpy", 16),
+    ("large", "numpy", 1),
+    ("small", "jax", 1),
+    ("small", "jax", 64),
+    ("large", "jax", 1),
+    ("large", "jax", 64),
+)
+Case = Callable[[], list[Any]]  # returns the weights and biases that were found, in turn
+
+
+def main() -> None:
+    """Print and store the tables."""
+    parser = arguments(__doc__)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--only", help="a size and backend, as small-numpy, or part of it")
+    parser.add_argument("--repeats", type=int, default=7)
+    options = parser.parse_args()
+    pin(options.threads)
+    results = {}
+    for size, backend, members in CASES:
+        if options.only and options.only not in f"{size}-{backend}":
+            continue
+        name = f"{size}-{backend}-{members}"
+        results[name] = compare(size, backend, members, options.repeats, options.threads)
+        show(name, results[name])
+    report({"threads": options.threads, "results": results}, options.out)
+
+
+def pin(threads: int) -> None:
+    """Start anew on as many processors as asked for: BLAS, PyTorch and XLA all count them when they are loaded."""
+    if len(os.sched_getaffinity(0)) != threads:
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+        os.execv(sys.executable, [sys.executable, "-m", "minimodel.bench.descent", *sys.argv[1:]])
+
+
+def compare(size: str, backend: str, members: int, repeats: int, threads: int) -> dict[str, Any]:
+    """Microseconds a step and network of every case, and their final training losses."""
+    sizes, batch, rows, epochs = SIZES[size]
+    data = problem(sizes, rows)
+    population = members if members > 1 else None
+    cases: dict[str, Case] = {"minimodel": partial(ours, data, sizes, batch, epochs, backend, population)}
+    if backend == "numpy":
+        cases["matrix products"] = partial(floor, sizes, batch, rows * epochs // batch * members)
+        cases |= {"scikit-learn": partial(sklearn, data, sizes, batch, epochs)} if installed("sklearn") else {}
+        cases |= {"PyTorch": partial(torch, data, sizes, batch, epochs, threads)} if installed("torch") else {}
+    elif installed("optax"):
+        cases["jax.grad + Optax"] = optax(data, sizes, batch, epochs, members)
+    losses = {name: final_loss(case(), data) for name, case in cases.items()}
+    seconds = side_by_side(cases, repeats)
+    found = {}
+    for name, times in seconds.items():
+        alone = name in ("scikit-learn", "PyTorch")  # they train one network
+        steps = rows // batch * epochs * (1 if alone else members)
+        found[name] = {part: time / steps * 1e6 for part, time in times.items()} | {"loss": losses[name]}
+    return found
+
+
+def problem(sizes: tuple[int, ...], rows: int) -> mm.Splits:
+    """Labels that a linear teacher gives to normal inputs; the validation part is small, so that it costs nothing."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(rows + 64, sizes[0])).astype(np.float32)
+    y = (x @ rng.normal(size=(sizes[0], sizes[-1]))).argmax(1).astype(np.int32)
+    held = mm.Dataset(x[rows:], y[rows:])
+    return mm.Splits(mm.Dataset(x[:rows], y[:rows]), held, held)
+
+
+def ours(
+    data: mm.Splits, sizes: tuple[int, ...], batch: int, epochs: int, backend: str, population: int | None
+) -> list[Any]:
+    """``gradient_descent``, from checking the data to the model."""
+    optimizer = mm.optimizers.momentum(RATE, momentum=MOMENTUM)
+    options: dict[str, Any] = {"epochs": epochs, "batch_size": batch, "population": population}
+    network = mm.Network(sizes, initializer="glorot")
+    model = mm.gradient_descent(network, data, seed=0, backend=backend, optimizer=optimizer, **options)
+    return [leaf if population is None else leaf[0] for layer in model.state.params for leaf in layer]
+
+
+def sklearn(data: mm.Splits, sizes: tuple[int, ...], batch: int, epochs: int) -> list[Any]:
+    """MLPClassifier, without its penalty."""
+    from sklearn.neural_network import MLPClassifier
+
+    peer = MLPClassifier(
+        sizes[1:-1],
+        solver="sgd",
+        momentum=MOMENTUM,
+        nesterovs_momentum=False,
+        learning_rate_init=RATE,
+        alpha=0,
+        batch_size=batch,
+        max_iter=epochs,
+        n_iter_no_change=epochs + 1,
+        random_state=0,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns that so few epochs have not converged
+        peer.fit(*data.train)
+    return [leaf for pair in zip(peer.coefs_, peer.intercepts_, strict=True) for leaf in pair]
+
+
+def torch(data: mm.Splits, sizes: tuple[int, ...], batch: int, epochs: int, threads: int) -> list[Any]:
+    """An eager loop as everyone writes it."""
+    import torch
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    x, y = torch.tensor(data.train.x), torch.tensor(data.train.y).long()
+    layers = [torch.nn.Linear(a, b) for a, b in pairwise(sizes)]
+    for layer in layers:
+        torch.nn.init.xavier_uniform_(layer.weight)
+        torch.nn.init.zeros_(layer.bias)
+    parts = [part for layer in layers for part in (layer, torch.nn.ReLU())][:-1]
+    network, loss = torch.nn.Sequential(*parts), torch.nn.CrossEntropyLoss()
+    optimizer = torch.optim.SGD(network.parameters(), RATE, momentum=MOMENTUM)
+    for _ in range(epochs):
+        order = torch.randperm(len(x))
+        for start in range(0, len(x) - batch + 1, batch):
+            rows = order[start : start + batch]
+            optimizer.zero_grad()
+            loss(network(x[rows]), y[rows]).backward()
+            optimizer.step()
+    return [leaf.detach().numpy() for layer in layers for leaf in (layer.weight.T, layer.bias)]
+
+
+def floor(sizes: tuple[int, ...], batch: int, steps: int) -> list[Any]:
+    """The matrix products of the steps and nothing else."""
+    rng = np.random.default_rng(0)
+    pairs = list(pairwise(sizes))
+    weights = [rng.normal(size=pair).astype(np.float32) for pair in pairs]
+    inputs = [rng.normal(size=(batch, pair[0])).astype(np.float32) for pair in pairs]
+    deltas = [rng.normal(size=(batch, pair[1])).astype(np.float32) for pair in pairs]
+    for _ in range(steps):
+        for i in range(len(pairs)):
+            inputs[i] @ weights[i]
+        for i in reversed(range(len(pairs))):
+            inputs[i].T @ deltas[i]
+            if i:
+                deltas[i] @ weights[i].T
+    return []
+
+
+def optax(data: mm.Splits, sizes: tuple[int, ...], batch: int, epochs: int, members: int) -> Case:
+    """Autodiff and Optax, an epoch in one jitted scan, networks side by side by vmap."""
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    many: Any = (lambda fn, axes: jax.vmap(fn, in_axes=axes)) if members > 1 else (lambda fn, axes: fn)
+    optimizer, steps = optax.sgd(RATE, momentum=MOMENTUM), len(data.train.x) // batch
+
+    def loss(params: Any, x: Any, y: Any) -> Any:
+        for weight, bias in params[:-1]:
+            x = jnp.maximum(x @ weight + bias, 0)
+        z = x @ params[-1][0] + params[-1][1]
+        return optax.softmax_cross_entropy_with_integer_labels(z, y).mean()
+
+    def epoch(carry: Any, key: Any, x: Any, y: Any) -> Any:
+        def step(carry: Any, rows: Any) -> Any:
+            params, state = carry
+            value, grads = jax.value_and_grad(loss)(params, x[rows], y[rows])
+            updates, state = optimizer.update(grads, state)
+            return (optax.apply_updates(params, updates), state), value
+
+        order = jax.random.permutation(key, len(x))[: steps * batch].reshape(steps, batch)
+        return jax.lax.scan(step, carry, order)
+
+    def begin(key: Any) -> Any:
+        keys = jax.random.split(key, len(sizes) - 1)
+        draw = jax.nn.initializers.glorot_uniform()
+        pairs = zip(keys, sizes[:-1], sizes[1:], strict=True)
+        params = tuple((draw(k, (a, b)), jnp.zeros(b)) for k, a, b in pairs)
+        return params, optimizer.init(params)
+
+    start, fold = jax.jit(many(begin, 0)), jax.jit(many(jax.random.fold_in, (0, None)))
+    run = jax.jit(many(epoch, (0, 0, None, None)), donate_argnums=0)
+
+    def case() -> list[Any]:
+        with jax.default_matmul_precision("highest"):
+            x, y = jnp.asarray(data.train.x), jnp.asarray(data.train.y)
+            keys = jax.random.split(jax.random.key(0), members) if members > 1 else jax.random.key(0)
+            carry = start(keys)
+            for number in range(epochs):
+                carry, losses = run(carry, fold(keys, number), x, y)
+                np.asarray(losses)
+        return [np.asarray(leaf if members == 1 else leaf[0]) for layer in carry[0] for leaf in layer]
+
+    return case
+
+
+def installed(name: str) -> bool:
+    """Whether a peer is here; where it is not, its column is left out."""
+    from importlib.util import find_spec
+
+    return find_spec(name) is not None
+
+
+def final_loss(leaves: list[Any], data: mm.Splits) -> float | None:
+    """The softmax cross-entropy of found parameters on all training rows."""
+    if not leaves:
+        return None
+    pairs = zip(leaves[::2], leaves[1::2], strict=True)
+    params = tuple(mm.Layer(*(np.asarray(leaf, np.float32) for leaf in pair)) for pair in pairs)
+    network = mm.Network((params[0].weight.shape[0], *(layer.weight.shape[1] for layer in params)))
+    return float(mm.losses.softmax_cross_entropy.value(network.apply(params, data.train.x), data.train.y))
+
+
+def show(name: str, found: dict[str, Any]) -> None:
+    """One line a case, with the ratio of medians to ours."""
+    print(f"\n{name}: µs a step and network, median (least to greatest), times ours, final training loss")
+    for case, row in found.items():
+        ratio = row["median"] / found["minimodel"]["median"]
+        loss = "" if row["loss"] is None else f"{row['loss']:.4f}"
+        print(
+            f"{case:<17} {row['median']:9.1f} ({row['min']:.1f} to {row['max']:.1f})  {ratio:6.2f}×  {loss}", flush=True
+        )
+
+
+if __name__ == "__main__":
+    main()
