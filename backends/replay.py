@@ -166,12 +166,20 @@ def record(step: Callable[..., Any], carry: Tree, x: Tree) -> Tape | None:
         new, y = step(*(tree.map(lambda leaf: Recorded(leaf, tape), values) for values in (tape.carry, tape.x)))
     except Exception:
         return None
-    slots, results = tree.leaves(tape.carry), [raw(leaf) for leaf in tree.leaves(new)]
-    moved = [(slot, result) for slot, result in zip(slots, results, strict=True) if result is not slot]
-    held = [(slot, np.array(result), result) for slot, result in moved]
-    for source, target in [(result, copy) for _, copy, result in held] + [(copy, slot) for slot, copy, _ in held]:
-        tape.calls.append(partial(np.copyto, target, source))
-    tape.ys = tree.map(raw, y)
+    slots = tree.leaves(tape.carry)
+    moved = [(slot, raw(leaf)) for slot, leaf in zip(slots, tree.leaves(new), strict=True) if raw(leaf) is not slot]
+
+    def held(result: Any) -> np.ndarray:
+        """A copy of what is in a slot, since slots are about to be overwritten."""
+        result = np.asarray(raw(result))
+        if not any(np.shares_memory(result, slot) for slot, _ in moved):
+            return result
+        copy = np.array(result)
+        tape.calls.append(partial(np.copyto, copy, result))
+        return copy
+
+    tape.ys = tree.map(held, y)
+    tape.calls += [partial(np.copyto, slot, source) for slot, source in [(s, held(result)) for s, result in moved]]
     for slot, leaf in zip(slots, tree.leaves(carry), strict=True):
         np.copyto(slot, leaf)
     return tape

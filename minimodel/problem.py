@@ -75,13 +75,16 @@ def prepare(
     Without a loss, labels mean softmax cross-entropy and other targets the mean squared error.
     """
     if not isinstance(data, Splits | Stream):
-        raise TypeError(f"data: expected Splits, got {type(data).__name__}; datasets.split(x, y, seed=…) makes them")
+        raise TypeError(
+            f"data: expected Splits or a Stream, got {type(data).__name__}; datasets.split(x, y, seed=…) makes them"
+        )
     if loss is None:
         loss = "softmax_cross_entropy" if data.validation.y.ndim == 1 else "mean_squared_error"
     loss = losses.get(loss)
 
-    def rows(part: Dataset, name: str, weight: np.ndarray | None = None) -> Rows:
+    def rows(part: Dataset, name: str, weigh: Callable[[np.ndarray], Any] = lambda y: None) -> Rows:
         x, y = check_data(network, loss, part, name)
+        weight = weigh(y)
         x = fitted.normalization(x) if fitted.normalization else x
         y = fitted.targets(y) if loss.scaled and fitted.targets else y
         t = losses.one_hot(y, network.layer_sizes[-1], np.float32) if loss.labels else y
@@ -89,7 +92,7 @@ def prepare(
 
     validation = rows(data.validation, "validation")
     if isinstance(data, Splits):
-        train = (rows(data.train, "train", row_weights(data.train, loss, sample_weight, class_weight)),)
+        train = (rows(data.train, "train", lambda y: row_weights(y, loss, sample_weight, class_weight)),)
         return Problem(backend, network, loss, len(data.train.x), lambda epoch, multiple: train, validation)
     if sample_weight is not None:
         raise ValueError("sample_weight: a stream takes none; give class_weight, or repeat rows")
@@ -98,20 +101,21 @@ def prepare(
     def read(epoch: int, multiple: int) -> Iterator[Rows]:
         size = max(1, CHUNK // (4 * network.layer_sizes[0] * multiple)) * multiple
         for x, y in data.chunks(epoch, size):
-            yield rows(Dataset(x, y), "train", None if by_class is None else by_class[y])
+            yield rows(Dataset(x, y), "train", lambda y: None if by_class is None else by_class[y])
+            del x, y  # or they would stay while the next are read
 
     return Problem(backend, network, loss, data.rows, lambda *at: prefetched(read(*at)), validation, streamed=True)
 
 
-def row_weights(data: Dataset, loss: Loss, sample_weight: Any, class_weight: Any) -> np.ndarray | None:
+def row_weights(y: np.ndarray, loss: Loss, sample_weight: Any, class_weight: Any) -> np.ndarray | None:
     """The product of both weights of every row, scaled to 1 on average, or None for neither."""
     if sample_weight is None and class_weight is None:
         return None
-    weight, n = np.ones(len(data.x)), len(data.x)
+    weight, n = np.ones(len(y)), len(y)
     if class_weight is not None:
         if not loss.labels:
             raise ValueError(f"class_weight: {loss.name} has no classes; use sample_weight")
-        weight = class_weights(class_weight, np.bincount(data.y))[data.y]
+        weight = class_weights(class_weight, np.bincount(y))[y]
     if sample_weight is not None:
         weight = weight * check_weights("sample_weight", sample_weight, n)
     if not weight.sum() > 0:

@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import tokenize
 import zipfile
 import zlib
 from math import prod
@@ -13,7 +14,7 @@ import numpy as np
 IDX_TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 DAMAGE = (  # what zipfile and NumPy raise at one place or another of a damaged archive
     zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError, AttributeError, TypeError, SyntaxError,
-    OverflowError, MemoryError,
+    OverflowError, MemoryError, tokenize.TokenError,
 )  # fmt: skip
 
 

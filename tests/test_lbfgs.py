@@ -5,6 +5,8 @@ import pytest
 
 import minimodel as mm
 from minimodel import optimizers, tree
+from minimodel.problem import prepare, run_keys
+from minimodel.search.gradient_descent import fit
 from minimodel.search.lbfgs import TRIALS, Pairs, descend
 
 NETWORK = mm.Network((3, 2))  # 8 parameters
@@ -290,6 +292,29 @@ def test_members_masks_and_a_start_that_overflows(backend, oracle):
         assert (found.params[0].weight[..., [0, 1, 3], :] != 0).all()
         kept = tree.leaves(found.state.opt_state.pairs.s, found.state.opt_state.pairs.y)
         assert all((leaf[..., 2, :] == 0).all() for leaf in kept if leaf.shape[-2:] == (4, 3))
+
+
+@pytest.mark.parametrize("when", [2, 5])
+def test_new_masks_begin_the_search_anew_where_it_has_got(when, population):
+    """From the point it accepted last, not from the trial that comes next, whose loss may be anything."""
+    ones, seen = (np.ones((4, 3), bool),), []
+
+    def remask(done, params):
+        seen.append(params[0].weight.shape)
+        return ones if done == when else None
+
+    backend, keys = mm.backends.load("numpy", debug=True), run_keys(0, population)
+    run = fit(
+        prepare(REGRESSION, noisy(), None, backend, fitted=noisy()),
+        keys=keys,
+        params=REGRESSION.init(keys),
+        optimizer=optimizers.lbfgs(50.0, memory=4),
+        epochs=8,
+        remask=remask,
+    )
+    losses = run.history["loss"]
+    assert (np.diff(losses, axis=0) <= 16 * np.finfo(np.float32).eps * losses[:-1]).all()
+    assert len(seen) == 8
 
 
 def test_the_batch_size_does_not_matter():

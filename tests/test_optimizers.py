@@ -462,6 +462,19 @@ def test_a_gradient_of_zero_is_left_alone(make):
                 np.testing.assert_array_equal(found.weight, before.weight)
 
 
+@pytest.mark.parametrize("in_root", [False, True])
+def test_centered_rmsprop_outlives_a_gradient_that_does_not_change(in_root):
+    """s − m² is then 0 but for rounding, and the root of what is below 0 is no number."""
+    optimizer = optimizers.rmsprop(1e-9, decay=0.9, eps=1e-8, eps_in_root=in_root, centered=True)
+    params, config = host(draw(0), np.float32), host(optimizer.config, np.float32)
+    grads, state = host(draw(1), np.float32), optimizer.rule.init(params)
+    for _ in range(300):
+        _, params, state = optimizer.rule.update(
+            config, np.asarray(1e-9, np.float32), lambda params: (np.zeros((), np.float32), grads), state, params
+        )
+    assert np.isfinite(flat(params)).all()
+
+
 def assert_same(found, expected):
     for ours, theirs in zip(tree.leaves(found), tree.leaves(expected), strict=True):
         np.testing.assert_array_equal(ours, theirs)

@@ -143,6 +143,29 @@ def test_one_step_of_gradient_descent(backend, population, splits):
         np.testing.assert_allclose(ours.history[name], theirs.history[name], **STEP)
 
 
+def test_one_step_of_blurred_and_weighted_training(backend, population, splits):
+    """Dropout, smoothed labels, weights of rows and of classes, on masks."""
+    masks = tuple(np.arange(np.prod(shape)).reshape(shape) % 3 > 0 for shape in NETWORK.shapes)
+    weights = np.random.default_rng(0).uniform(0, 3, len(splits.train.x))
+    options = {
+        "dropout": 0.4,
+        "input_dropout": 0.2,
+        "label_smoothing": 0.1,
+        "sample_weight": weights,
+        "class_weight": "balanced",
+        "masks": masks,
+        "params": trained(population).params,
+        "population": population,
+    }
+    ours, theirs = (
+        mm.gradient_descent(NETWORK, splits, seed=0, backend=each, **options, **ONE_STEP) for each in (backend, "numpy")
+    )
+    start = mm.gradient_descent(NETWORK, splits, seed=0, **options, **{**ONE_STEP, "epochs": 0})
+    assert_moved(ours.state.params, start.params)
+    assert_close(ours.state.params, theirs.state.params)
+    np.testing.assert_allclose(ours.history["loss"], theirs.history["loss"], **STEP)
+
+
 def test_one_generation_of_random_search(backend, splits):
     ours, theirs = (
         mm.random_search(NETWORK, splits, seed=0, backend=each, generations=1, population=8)
@@ -181,3 +204,79 @@ def test_two_backends_run_side_by_side(splits):
     again = mm.gradient_descent(NETWORK, splits, seed=0, epochs=1)
     assert_exact(first.params, again.params)
     assert all(type(leaf) is np.ndarray for leaf in tree.leaves(again.params))
+
+
+# NumPy records the step of a loop once and replays it; in debug mode every step runs as it is written.
+
+TRAININGS = {
+    "sgd": {"optimizer": optimizers.sgd(0.1)},
+    "adam": {"optimizer": optimizers.adam(0.02, weight_decay=0.01)},
+    "everything": {
+        "optimizer": optimizers.nesterov(0.05, clip_norm=1.0, clip_value=0.1, l1=1e-3, average=0.9, sharpness=0.05)
+    },
+    "amsgrad": {"optimizer": optimizers.amsgrad(0.02)},
+    "rmsprop": {"optimizer": optimizers.rmsprop(0.01, centered=True, momentum=0.5)},
+    "lbfgs": {"optimizer": optimizers.lbfgs(), "epochs": 8},
+    "noise": {"dropout": 0.4, "input_dropout": 0.2, "label_smoothing": 0.1},
+    "weights": {"class_weight": [1, 5, 0.5], "sample_weight": np.arange(64.0)},
+    "masks": {"masks": tuple(np.arange(np.prod(shape)).reshape(shape) % 3 > 0 for shape in NETWORK.shapes)},
+    "patience": {"patience": 1, "optimizer": optimizers.adam(0.3), "epochs": 6},
+    "a schedule": {"optimizer": optimizers.momentum(mm.schedules.cosine(0.2, warmup=0.3))},
+    "single rows": {"batch_size": 1, "epochs": 2},
+}
+
+
+def unrecorded():
+    return mm.backends.load("numpy", debug=True)
+
+
+def assert_same_run(found, expected):
+    assert_exact(found.params, expected.params)
+    for name, log in expected.history.items():
+        assert_exact((found.history[name],), (log,))
+    if expected.state is not None:
+        assert_exact(found.state, expected.state)
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_recorded_training_is_training_step_by_step(name, population, splits):
+    options = {"seed": 3, "population": population, "epochs": 3, "batch_size": 8, **TRAININGS[name]}
+    found, expected = (
+        mm.gradient_descent(NETWORK, splits, backend=each, **options) for each in ("numpy", unrecorded())
+    )
+    assert len(found.history["loss"]) >= 8
+    assert_same_run(found, expected)
+
+
+@pytest.mark.parametrize(
+    "compress",
+    [
+        lambda model, data, **options: mm.prune(model, data, sparsity=0.5, **options),
+        lambda model, data, **options: mm.prune(model, data, sparsity=0.7, gradual=True, **options),
+        lambda model, data, **options: mm.quantize(model, data, bits=3, **options),
+    ],
+    ids=["prune", "gradual", "quantize"],
+)
+def test_recorded_retraining_is_retraining_step_by_step(compress, population, splits):
+    options = {"seed": 0, "epochs": 4, "batch_size": 8, "optimizer": optimizers.momentum(0.05, weight_decay=0.01)}
+    found, expected = (
+        compress(trained(population), splits, backend=each, **options) for each in ("numpy", unrecorded())
+    )
+    assert_same_run(found, expected)
+
+
+def test_a_recorded_search_is_the_search_step_by_step(splits):
+    options = {"seed": 0, "generations": 25, "population": 8}
+    found, expected = (mm.random_search(NETWORK, splits, backend=each, **options) for each in ("numpy", unrecorded()))
+    assert_same_run(found, expected)
+
+
+def test_a_result_is_not_touched_by_a_later_run(splits):
+    """The buffers of a record are used again and again, what was returned is not among them."""
+    options = {"epochs": 3, "batch_size": 8, "optimizer": optimizers.adam(0.02)}
+    first = mm.gradient_descent(NETWORK, splits, seed=0, **options)
+    kept = tree.map(np.copy, (first.params, first.state, tuple(first.history.values())))
+    mm.gradient_descent(NETWORK, splits, seed=1, **options)
+    mm.gradient_descent(NETWORK, splits, seed=0, resume=first, **{**options, "epochs": 6})
+    mm.prune(first, splits, seed=0, sparsity=0.5, **options)
+    assert_exact((first.params, first.state, tuple(first.history.values())), kept)

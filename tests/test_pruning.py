@@ -283,6 +283,35 @@ def test_gradual_keeps_the_count_and_what_was_pruned_before(sparsity, epochs, sc
         assert all((~kept | was).all() for kept, was in zip(found.masks, model.masks, strict=True))
 
 
+def test_patience_never_ends_gradual_pruning_before_its_sparsity(backend, population, data):
+    """At a rate of 0 no epoch improves on anything: patience begins to count with the last masks, after the ramp."""
+    found = mm.prune(
+        random_model(population),
+        data,
+        seed=0,
+        sparsity=0.8,
+        gradual=True,
+        epochs=10,
+        batch_size=16,
+        backend=backend,
+        optimizer=optimizers.sgd(0.0),
+        patience=2,
+    )
+    assert (removed(found) == round(0.8 * WEIGHTS)).all()
+    assert_masked(found)
+    ramp = round(pruning.RAMP * 10)  # epochs from 0 to this one begin with new masks
+    assert ramp + 2 <= len(found.history["validation_loss"]) - 1 <= ramp + 3
+
+
+def test_patience_ends_retraining(data):
+    options = {"seed": 0, "sparsity": 0.5, "epochs": 30, "optimizer": optimizers.adam(0.3), "patience": 3}
+    found = mm.prune(random_model(), data, **options)
+    log = found.history["validation_loss"]
+    assert len(log) - 1 == log.argmin() + 3 < 30
+    assert_masked(found)
+    assert found.evaluate(data.validation).loss == pytest.approx(log.min(), rel=1e-5)
+
+
 def test_gradual_by_count_and_by_layer(data):
     found = mm.prune(random_model(), data, seed=0, count=[10, 3], scope="layer", gradual=True, epochs=3)
     assert [int((~mask).sum()) for mask in found.masks] == [10, 3]

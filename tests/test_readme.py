@@ -8,15 +8,28 @@ import pytest
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
-    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_the_four_algorithms_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    exec(compile(code, "README.md", "exec"), {})
+    exec(compile(BLOCKS[0], "README.md", "exec"), {})
     printed = capsys.readouterr().out.splitlines()
     accuracies = [float(line.split()[0]) for line in printed[:4]]
     assert accuracies[0] > 0.3
     assert min(accuracies[1:]) > 0.95
     assert (tmp_path / "digits.safetensors").stat().st_size < 201_000 / 15
+
+
+def test_gradient_descent_in_full_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(compile(BLOCKS[1], "README.md", "exec"), names)
+    assert "±" in capsys.readouterr().out
+    assert len(BLOCKS) == 2
+    assert names["best"].evaluate(names["data"].test).accuracy > 0.95
+    assert len(names["longer"].history["loss"]) == 80
+    assert 8 < len((tmp_path / "log.jsonl").read_text().splitlines()) <= 20
 
 
 def test_every_command_and_option_the_readme_names_exists():

@@ -171,6 +171,8 @@ def gradient_descent(
         params = network.init(random.fold_in(keys, INIT), backend=backend)
     else:
         params = check_params(network, params, population)
+    if masks is None and resume is not None:
+        masks = resume.masks
     masks = None if masks is None else check_masks(network, masks, population)
     run = fit(problem, keys=keys, params=params, masks=masks, resume=resume, **training)
     return finished("gradient_descent", run, new_model(network, run.state.best, problem.loss, data))
@@ -220,7 +222,7 @@ def fit(
     noise = check_noise(problem.loss, members, input_dropout, dropout, label_smoothing)
     rule, batch_size = optimizer.rule, min(batch_size, problem.rows)
     if rule.full_batch:
-        batch_size = check_whole(problem)
+        batch_size = check_whole(problem, noise)
     small = problem.network.parameters * prod(members) <= backend.packs
     static = Static(backend, problem.network, problem.loss, rule, through, batch_size, small)
     numbers, seen, blurs = to_backend(backend, (optimizer.config, values, noise))
@@ -247,10 +249,10 @@ def fit(
     since = 0
     for done in range(log.done, epochs):
         if remask and (new := remask(done, leave(static, (state := revive(state)).params))) is not None:
-            masks, given, since = new, given._replace(masks=masks_on(static, new)), done
+            masks, given, since = new, given._replace(masks=masks_on(static, new)), done + 1
             opt_state = None if rule.full_batch else state.opt_state  # a line search knows the loss where it stands
             state = restart(state.params, opt_state, problem.validation, given, static=static)
-        elif patience is not None:
+        elif patience is not None and since <= log.done:
             active = improving(np.stack(log.validation[since:]), patience, min_delta)
             if not active.any():
                 break
@@ -289,7 +291,7 @@ class Log:
         self.losses: list[np.ndarray] = [] if loss is None else [loss]
         self.rates: list[np.ndarray] = [] if learning_rate is None else [learning_rate]
         self.step = sum(map(len, self.rates))
-        self.first, self.started = self.step, perf_counter()
+        self.started = perf_counter()
 
     @property
     def done(self) -> int:
@@ -373,8 +375,10 @@ def check_noise(loss: Loss, members: tuple[int, ...], inputs: Any, hidden: Any, 
     )
 
 
-def check_whole(problem: Problem) -> int:
-    """All rows as one batch, which a stream never has."""
+def check_whole(problem: Problem, noise: Noise) -> int:
+    """All rows as one batch, which a stream never has, and nothing random about it."""
+    if noise.inputs is not None or noise.hidden is not None:
+        raise ValueError("dropout, input_dropout: lbfgs searches along a line and cannot with a loss that is random")
     if not problem.streamed:
         return problem.rows
     raise ValueError("optimizer: lbfgs needs all rows at once, which a stream does not give; load them as Splits")

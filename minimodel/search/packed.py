@@ -31,4 +31,3 @@ def unpack(network: Network, packed: Params) -> Params:
         layers.append(Layer(weight, biases[..., to : to + shape[1]]))
         at, to = at + prod(shape), to + shape[1]
     return tuple(layers)
-
