@@ -13,7 +13,7 @@ import numpy as np
 import minimodel as mm
 from minimodel.bench.common import arguments, report
 
-RECIPE: dict[str, Any] = {"peak": 0.1, "warmup": 0.05, "weight_decay": 5e-4, "sharpness": 0.2}
+RECIPE: dict[str, Any] = {"peak": 0.1, "warmup": 0.05, "weight_decay": 3e-4, "sharpness": 0.2, "input_dropout": 0.1}
 BATCH = 128
 
 
@@ -40,6 +40,7 @@ def main() -> None:
         epochs=options.epochs,
         batch_size=BATCH,
         population=options.seeds,
+        input_dropout=RECIPE["input_dropout"],
         callback=lambda p: print(f"epoch {p.done:.0f} of {p.total}: {p.validation_loss.round(4)}", flush=True),
     )
     seconds = perf_counter() - began

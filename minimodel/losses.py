@@ -67,14 +67,15 @@ def one_hot(y: Array, classes: int, dtype: Any) -> Array:
     return xp.astype(y[..., None] == xp.arange(classes, dtype=y.dtype), dtype)
 
 
-def smooth(t: Array, amount: Array) -> Array:
+def smooth(t: Array, amount: Array, classes: int | None = None) -> Array:
     """t + ε(1/K − t): the target mixed with the uniform distribution over its K classes; ε (*population,).
 
-    Szegedy et al., Rethinking the inception architecture (2016), section 7. One output alone is mixed with 1/2.
+    K is by default the number of outputs, and 2 for one output alone; independent outputs have 2 classes each.
+    Szegedy et al., Rethinking the inception architecture (2016), section 7.
     """
     if amount.ndim:
         amount = namespace(amount).reshape(amount, (*amount.shape, 1, 1))
-    return t + amount * (1 / max(2, t.shape[-1]) - t)
+    return t + amount * (1 / (classes or max(2, t.shape[-1])) - t)
 
 
 def _raw(z: Array) -> Array:

@@ -67,7 +67,7 @@ class Model:
     quantized       the integers of each weight, of ``bits`` bits
     history         what the run recorded: loss and learning_rate by step, validation_loss by epoch or generation;
                     not saved
-    state           where gradient descent stopped, for ``resume``; not saved
+    state           where gradient descent stopped, and the losses of the best, for ``resume`` and ``best``; not saved
     """
 
     network: Network
@@ -117,10 +117,11 @@ class Model:
         """The member of a population whose validation loss got lowest; test data never choose."""
         if self.population is None:
             return self
-        if "validation_loss" not in self.history:
-            raise ValueError("best: the history is gone, as it is not saved; evaluate the members on validation data")
-        log = self.history["validation_loss"]
-        return self.member(int(np.min(np.where(np.isnan(log), np.inf, log), axis=0).argmin()))
+        if self.state is None:
+            raise ValueError(
+                "best: the run's state is gone, as it is not saved; evaluate the members on validation data"
+            )
+        return self.member(int(self.state.best_loss.argmin()))
 
     def outputs(self, x: Any) -> np.ndarray:
         """Scores of the classes, or predicted targets, (*population, n, out), for raw inputs (n, features)."""

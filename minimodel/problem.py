@@ -90,9 +90,9 @@ def prepare(
         t = losses.one_hot(y, network.layer_sizes[-1], np.float32) if loss.labels else y
         return to_backend(backend, Rows(x, t, weight))
 
-    validation = rows(data.validation, "validation")
     if isinstance(data, Splits):
         train = (rows(data.train, "train", lambda y: row_weights(y, loss, sample_weight, class_weight)),)
+        validation = rows(data.validation, "validation")
         return Problem(backend, network, loss, len(data.train.x), lambda epoch, multiple: train, validation)
     if sample_weight is not None:
         raise ValueError("sample_weight: a stream takes none; give class_weight, or repeat rows")
@@ -104,6 +104,7 @@ def prepare(
             yield rows(Dataset(x, y), "train", lambda y: None if by_class is None else by_class[y])
             del x, y  # or they would stay while the next are read
 
+    validation = rows(data.validation, "validation")
     return Problem(backend, network, loss, data.rows, lambda *at: prefetched(read(*at)), validation, streamed=True)
 
 
@@ -203,7 +204,10 @@ def check_numbers(name: str, value: Any, members: tuple[int, ...], low: float = 
     """The value, if it is None, or finite numbers from ``low`` up to ``below``: one for all or one for each member."""
     if value is None:
         return None
-    found = np.asarray(value)
+    try:
+        found = np.asarray(value)
+    except ValueError:  # a ragged list
+        found = np.asarray(None)
     many = f" or {members[0]} of them" if members else ""
     if (
         found.dtype.kind not in "iuf"

@@ -6,8 +6,8 @@ import pytest
 import minimodel as mm
 from minimodel import optimizers, tree
 from minimodel.problem import prepare, run_keys
-from minimodel.search.gradient_descent import fit
 from minimodel.search.lbfgs import TRIALS, Pairs, descend
+from minimodel.search.training import fit
 
 NETWORK = mm.Network((3, 2))  # 8 parameters
 SIZE = NETWORK.parameters

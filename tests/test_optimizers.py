@@ -752,7 +752,7 @@ OUTSIDE = {
     "momentum of nesterov": (optimizers.nesterov, (1.5, 1.0, -0.1, NAN)),
     "momentum of rmsprop": (optimizers.rmsprop, (1.5, 1.0, -0.1, NAN)),
     "decay": (optimizers.rmsprop, (1.0, -0.1, NAN)),
-    "eps": (optimizers.adam, (-1e-9, NAN, INF)),
+    "eps": (optimizers.adam, (-1e-9, 0.0, 1e-50, NAN, INF)),
     "eps of adagrad": (optimizers.adagrad, (-1e-9, NAN, INF)),
     "eps of rmsprop": (optimizers.rmsprop, (-1e-9, NAN, INF)),
     "eps of nadam": (optimizers.nadam, (-1e-9, NAN, INF)),

@@ -9,7 +9,7 @@ import pytest
 import minimodel as mm
 from minimodel import losses, optimizers, tree
 from minimodel.gradients import objective
-from minimodel.problem import class_weights, prepare, row_weights
+from minimodel.problem import class_weights, prepare
 
 NETWORK = mm.Network((4, 6, 3))
 LINEAR = mm.Network((4, 3))
@@ -51,6 +51,11 @@ def value_and_grad(data, loss=None, **weights):
     found = prepare(NETWORK, data, loss, mm.backends.load("numpy"), fitted=data, **weights)
     (rows,) = found.chunks(0, 1)
     return objective(NETWORK, found.loss, draw_params(), *rows, None)
+
+
+def weights_of(data, **weights):
+    """The weight of every training row, as training is given it."""
+    return prepare(NETWORK, data, None, mm.backends.load("numpy"), fitted=data, **weights).chunks(0, 1)[0].weight
 
 
 def assert_close(found, expected, rtol=2e-5, atol=1e-6):
@@ -171,9 +176,9 @@ def test_balanced_weights_are_those_of_scikit_learn(oracle, data):
     expected = theirs.compute_class_weight("balanced", classes=np.arange(3), y=data.train.y)
     counts = np.bincount(data.train.y)
     np.testing.assert_allclose(class_weights("balanced", counts), expected, rtol=1e-14)
-    rows = row_weights(data.train, losses.softmax_cross_entropy, None, "balanced")
-    np.testing.assert_allclose(rows, theirs.compute_sample_weight("balanced", data.train.y), rtol=1e-14)
-    np.testing.assert_allclose([rows[data.train.y == i].sum() for i in range(3)], 25, rtol=1e-12)
+    rows = weights_of(data, class_weight="balanced")
+    np.testing.assert_allclose(rows, theirs.compute_sample_weight("balanced", data.train.y), rtol=1e-6)
+    np.testing.assert_allclose([rows[data.train.y == i].sum() for i in range(3)], 25, rtol=1e-5)
 
 
 def test_both_weights_multiply(data):
@@ -205,11 +210,12 @@ def parts(data):
 def test_only_the_ratios_of_weights_matter(factor, data):
     """They are 1 on average, so the learning rate keeps its meaning."""
     weights = draw_weights()
-    rows = row_weights(data.train, losses.softmax_cross_entropy, factor * weights, None)
-    np.testing.assert_allclose(rows.mean(), 1, rtol=1e-12)
-    np.testing.assert_allclose(rows, weights * (75 / weights.sum()), rtol=1e-12)
-    by_class = row_weights(data.train, losses.softmax_cross_entropy, None, factor * np.array([3, 2, 1]))
-    np.testing.assert_allclose(by_class.mean(), 1, rtol=1e-12)
+    rows = weights_of(data, sample_weight=factor * weights)
+    np.testing.assert_allclose(rows.mean(), 1, rtol=1e-6)
+    np.testing.assert_allclose(rows, weights * (75 / weights.sum()), rtol=1e-6)
+    by_class = weights_of(data, class_weight=factor * np.array([3, 2, 1]))
+    np.testing.assert_allclose(by_class.mean(), 1, rtol=1e-6)
+    np.testing.assert_allclose(by_class / by_class.min(), 3 - data.train.y, rtol=1e-6)
 
 
 def test_equal_weights_change_nothing(data):
@@ -306,7 +312,7 @@ def test_mini_batches_take_the_weights_of_their_rows(data):
     alike = replace(data, train=mm.Dataset(np.zeros_like(data.train.x), data.train.y))
     zeros = tree.map(np.zeros_like, draw_params(LINEAR))
     still = {"batch_size": 15, "params": zeros, "optimizer": optimizers.sgd(0.0)}
-    rows = row_weights(data.train, losses.softmax_cross_entropy, None, "balanced")
+    rows = weights_of(data, class_weight="balanced")
     log = train(alike, LINEAR, class_weight="balanced", **still).history["loss"]
     assert len(log) == 5 and np.ptp(log) > 0.01
     np.testing.assert_allclose(log.mean(), np.log(3) * rows.mean(), rtol=1e-5)

@@ -8,7 +8,8 @@ import pytest
 import minimodel as mm
 from minimodel import losses, optimizers, schedules, tree
 from minimodel.problem import masked, prepare, run_keys
-from minimodel.search.gradient_descent import epoch, fit
+from minimodel.search.programs import epoch
+from minimodel.search.training import fit
 
 # By a factor on its rate and numbers, so that they can change where the program may not.
 OPTIMIZERS = {

@@ -12,7 +12,7 @@ from minimodel.datasets import Splits
 from minimodel.model import Model
 from minimodel.network import Network, Params
 from minimodel.problem import Masks, check_count, prepare, run_keys, to_backend
-from minimodel.search.gradient_descent import Training, finished, fit
+from minimodel.search.training import Training, check_training, finished, fit
 from minimodel.streams import Stream
 from minimodel.tree import Array
 
@@ -52,6 +52,7 @@ def prune(
 
     The masks are enforced on the weights and on the optimizer's state. Raises ValueError for input that does not fit.
     """
+    check_training(training)
     backend = load(backend)
     if sum(given is not None for given in (sparsity, threshold, count)) != 1:
         raise ValueError(f"give one of sparsity, threshold, count; got {sparsity}, {threshold}, {count}")

@@ -11,7 +11,8 @@ from minimodel.network import Layer, Params
 from minimodel.problem import prepare, run_keys, to_backend
 from minimodel.qarray import Quantizer
 from minimodel.search import optimizers, schedules
-from minimodel.search.gradient_descent import Through, Training, finished, fit
+from minimodel.search.programs import Through
+from minimodel.search.training import Training, check_training, finished, fit
 from minimodel.streams import Stream
 
 
@@ -43,6 +44,7 @@ def quantize(
     Returns a model whose ``params`` are ŵ and whose ``quantized`` holds the integers. Raises ValueError for input
     that does not fit.
     """
+    check_training(training)
     backend = load(backend)
     weights = {"sample_weight": sample_weight, "class_weight": class_weight}
     problem = prepare(model.network, data, model.loss, backend, fitted=model, **weights)

@@ -61,17 +61,20 @@ POSITIVE, AT_LEAST_0, BELOW_1 = Range(0, np.inf, "low"), Range(0, np.inf), Range
 RANGES = {
     "weight_decay": AT_LEAST_0, "l1": AT_LEAST_0, "clip_value": POSITIVE, "clip_norm": POSITIVE,
     "average": BELOW_1, "sharpness": AT_LEAST_0, "momentum": BELOW_1, "b1": BELOW_1, "b2": BELOW_1,
-    "decay": BELOW_1, "eps": AT_LEAST_0, "eps_root": AT_LEAST_0, "initial": AT_LEAST_0, "momentum_decay": AT_LEAST_0,
+    "decay": BELOW_1, "eps": POSITIVE, "eps_root": AT_LEAST_0, "initial": AT_LEAST_0, "momentum_decay": AT_LEAST_0,
 }  # fmt: skip
+OPTIONAL = {"weight_decay", "l1", "clip_value", "clip_norm", "average", "sharpness", "eps_root", "initial"}
 
 
 def number(name: str, value: Any) -> Any:
-    """The value, if it is None or finite numbers within the range of that name."""
-    if value is None:
+    """The value, if it is finite numbers within the range of that name, or None for what may be left out."""
+    if value is None and name in OPTIONAL:
         return None
     low, high, open_ = RANGES[name]
     found = np.asarray(value)
     fits = found.dtype.kind in "iuf" and np.isfinite(found).all()
+    if fits and open_ == "low":
+        found = found.astype(np.float32)  # as which it is used: it must not vanish
     if not fits or not ((found > low if open_ == "low" else found >= low) & (found < high)).all():
         expected = f"numbers {'above' if open_ == 'low' else 'from'} {low:g}" + (
             f" and below {high:g}" if high < np.inf else ""
@@ -185,6 +188,8 @@ def adam(
     """
     if amsgrad not in (None, "torch", "optax"):
         raise ValueError(f"amsgrad: expected None, 'torch' or 'optax', got {amsgrad!r}")
+    if eps_hat and eps_root is not None:
+        raise ValueError("eps_root: with eps_hat there is no root to add it to; give one of them")
     numbers = _moments(b1, b2, eps, eps_root)
     return compose(learning_rate, (parts.Moments(False, amsgrad, eps_hat), numbers), **options)
 
@@ -202,6 +207,8 @@ def amsgrad(learning_rate: Any, *, like: str = "torch", **options: Any) -> Optim
 
     like "torch": the greatest s, then its correction; "optax": the greatest of the corrected ŝ.
     """
+    if like not in ("torch", "optax"):
+        raise ValueError(f"like: expected 'torch' or 'optax', got {like!r}")
     return adam(learning_rate, amsgrad=like, **options)
 
 

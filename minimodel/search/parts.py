@@ -127,7 +127,9 @@ class Squares:
         square = tree.map(lambda s, d: blend(s, kept, added, d * d), state.square, d)
         mean = state.mean and tree.map(lambda m, d: blend(m, kept, added, d), state.mean, d)
         first = None if n.initial is None else n.initial * kept**step
-        spread = square if mean is None else tree.map(lambda s, m: s - m * m, square, mean)
+        spread = square
+        if mean is not None:  # below 0 by rounding where d does not change
+            spread = tree.map(lambda s, m: xp.maximum(s - m * m, xp.zeros_like(s)), square, mean)
 
         def scale(d: Array, s: Array) -> Array:
             s = s if first is None else s + align(first, s)

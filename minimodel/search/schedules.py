@@ -39,7 +39,9 @@ def constant(rate: Any) -> Schedule:
 
 def step(rate: Any, every: float | Sequence[float], *, factor: float = 0.1, unit: str = "epochs") -> Schedule:
     """η(t) = rate·factorⁿ, n how many boundaries are passed: multiples of ``every``, or the ones it lists."""
-    _check("every", np.min(every), least=0, open_=True)
+    for boundary in np.ravel(every):
+        _check("every", boundary, open_=True)
+    _check("factor", factor)
 
     def shape(t: np.ndarray, run: Run) -> np.ndarray:
         length = _steps(every, unit, run)
@@ -51,7 +53,8 @@ def step(rate: Any, every: float | Sequence[float], *, factor: float = 0.1, unit
 
 def exponential(rate: Any, every: float, *, factor: float = 0.1, unit: str = "epochs") -> Schedule:
     """η(t) = rate·factor^(t/every)"""
-    _check("every", every, least=0, open_=True)
+    _check("every", every, open_=True)
+    _check("factor", factor)
     return _scaled(rate, lambda t, run: factor ** (t / _steps(every, unit, run)), unit)
 
 
@@ -59,8 +62,9 @@ def polynomial(
     rate: Any, *, power: float = 1.0, final: float = 0.0, duration: float = 1.0, unit: str = "run"
 ) -> Schedule:
     """η(t) = rate·(final + (1 − final)(1 − u)^power), u the part done of ``duration``; power 1 is linear."""
+    _check("power", power)
     _check("final", final, most=1)
-    _check("duration", duration, least=0, open_=True)
+    _check("duration", duration, open_=True)
     return _scaled(rate, lambda t, run: _fall(_part(t, duration, unit, run), final, power), unit)
 
 
@@ -113,6 +117,8 @@ def reduce_on_plateau(
     """
     _check("factor", factor, most=1)
     _check("patience", patience)
+    _check("threshold", threshold, most=1)
+    _check("cooldown", cooldown)
 
     def shape(t: np.ndarray, run: Run) -> np.ndarray:
         return np.broadcast_to(factor ** _plateaus(run.validation[1:]), (len(t), *run.validation.shape[1:]))
@@ -136,7 +142,8 @@ def _scaled(rate: Any, shape: Schedule, unit: str = "run") -> Schedule:
     """Rate times shape; the rate may be an array over the population."""
     if unit not in UNITS:
         raise ValueError(f"unit: expected one of {', '.join(UNITS)}, got {unit!r}")
-    rates = np.asarray(rate, np.float64)
+    given = np.asarray(rate)
+    rates = given.astype(np.float64) if given.dtype.kind in "iuf" else np.asarray(np.nan)
     if not (np.isfinite(rates) & (rates >= 0)).all():
         raise ValueError(f"learning_rate: expected finite numbers of at least 0, got {rate!r}")
 
@@ -160,6 +167,9 @@ def _fall(u: np.ndarray, final: float, power: float) -> np.ndarray:
     return final + (1 - final) * (1 - u) ** power
 
 
-def _check(name: str, value: Any, *, least: float = 0, most: float = np.inf, open_: bool = False) -> None:
-    if not (least < value if open_ else least <= value) or not value <= most:
-        raise ValueError(f"{name}: expected a number {'above' if open_ else 'from'} {least} to {most}, got {value!r}")
+def _check(name: str, value: Any, *, most: float = np.inf, open_: bool = False) -> None:
+    found = np.asarray(value)
+    fits = found.ndim == 0 and found.dtype.kind in "iuf" and np.isfinite(found)
+    if not fits or not (found > 0 if open_ else found >= 0) or not found <= most:
+        limit = f" to {most:g}" if most < np.inf else ""
+        raise ValueError(f"{name}: expected a finite number {'above' if open_ else 'from'} 0{limit}, got {value!r}")

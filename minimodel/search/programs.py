@@ -1,0 +1,183 @@
+"""The programs of gradient descent: what is compiled, what it is compiled for, and what flows through it."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+
+from minimodel import losses, random, tree
+from minimodel.backends import Backend
+from minimodel.gradients import objective
+from minimodel.losses import Loss
+from minimodel.network import Network, Params
+from minimodel.problem import Masks, Rows, each_params, masked, nan_last, to_backend
+from minimodel.search import dropout
+from minimodel.search.packed import pack, unpack
+from minimodel.search.rules import Rule
+from minimodel.tree import Array, Tree, align
+
+
+class Through(NamedTuple):
+    """A function that the parameters pass before they meet the data, and the way its gradient comes back.
+
+    forward(values, params) -> params used; backward(values, params, grads by those used) -> grads by params.
+    """
+
+    forward: Callable[[Tree, Params], Params]
+    backward: Callable[[Tree, Params, Params], Params]
+
+
+DIRECT = Through(lambda values, params: params, lambda values, params, grads: grads)
+
+
+class Static(NamedTuple):
+    """What a training program is compiled for."""
+
+    backend: Backend
+    network: Network
+    loss: Loss
+    rule: Rule
+    through: Through
+    batch_size: int
+    packed: bool = False
+
+
+class Noise(NamedTuple):
+    """What is random or blurred in training alone; None where it is absent."""
+
+    inputs: Array | None = None
+    hidden: Array | None = None
+    labels: Array | None = None
+
+
+class Draws(NamedTuple):
+    """The keys of an epoch, or of all epochs: for the order of the rows, and for dropout where there is any."""
+
+    order: Array
+    noise: Array | None
+
+
+class Traced(NamedTuple):
+    """What a training program is given: numbers that change without recompiling."""
+
+    config: Tree
+    masks: tuple[Array, ...] | None = None
+    values: Tree = None
+    noise: Noise = Noise()
+    active: Array | None = None  # 1 for members whose best may still change, 0 for those that have stopped
+
+
+class State(NamedTuple):
+    """A training run between two epochs."""
+
+    params: Params
+    opt_state: Tree
+    best: Params  # the best on validation so far, as it is used
+    best_loss: Array  # (*population,)
+
+
+def enter(static: Static, values: Tree) -> Tree:
+    """Every ``Params`` of the tree as the loop keeps it."""
+    return each_params(pack, values) if static.packed else values
+
+
+def leave(static: Static, values: Tree) -> Tree:
+    """Every ``Params`` of the tree as everyone else knows it."""
+    return each_params(partial(unpack, static.network), values) if static.packed else values
+
+
+def masks_on(static: Static, masks: Masks | None) -> tuple[Array, ...] | None:
+    """The masks on the backend, as the loop keeps the weights."""
+    if masks is None or not static.packed:
+        return masks and to_backend(static.backend, masks)
+    flat = [mask.reshape((*mask.shape[:-2], -1)) for mask in masks]
+    return to_backend(static.backend, (np.concatenate(flat, axis=-1),))
+
+
+def begin(params: Params, opt_state: Tree, validation: Rows, given: Traced, *, static: Static) -> State:
+    """Enforce the masks on the parameters and the optimizer's state, new if None; the best so far is where we stand."""
+    params = masked(params, given.masks)
+    opt_state = static.rule.init(params) if opt_state is None else masked(opt_state, given.masks)
+    best = tree.map(lambda p: static.backend.xp.asarray(p, copy=True), static.rule.read(params, opt_state))
+    return State(params, opt_state, best, nan_last(validation_loss(best, validation, given, static)))
+
+
+def survivors(state: State, *, static: Static) -> State:
+    """The state with every member whose parameters are not finite any more taken back to its best, its optimizer new.
+
+    A line search does not get there: it takes back what is not finite.
+    """
+    xp = tree.namespace(state.params)
+    alive = xp.ones_like(state.best_loss, dtype=xp.bool)
+    for leaf in tree.leaves(state.params):
+        alive = alive & xp.all(xp.isfinite(leaf), axis=tuple(range(alive.ndim, leaf.ndim)))
+    params = tree.map(lambda new, old: xp.where(align(alive, new), new, old), state.params, state.best)
+
+    def revived(old: Array, new: Array) -> Array:
+        return xp.where(align(alive, old), old, new) if old.ndim > alive.ndim else old
+
+    if static.rule.full_batch:
+        return state._replace(params=params)
+    return state._replace(params=params, opt_state=tree.map(revived, state.opt_state, static.rule.init(params)))
+
+
+def validation_loss(params: Params, validation: Rows, given: Traced, static: Static) -> Array:
+    """J on the validation part, of the parameters as they are used."""
+    used = static.through.forward(given.values, leave(static, params))
+    return losses.mean(static.loss.rows(static.network.apply(used, validation.x), validation.t)[0])
+
+
+def epoch(
+    state: State, rows: Rows, validation: Rows, key: Draws, rates: Array, given: Traced, *, static: Static
+) -> tuple[State, Array, Array]:
+    """The last chunk of an epoch, then the best so far by validation: the state, the loss of each step and that."""
+    state, found = descend(state, rows, key, rates, given, static=static)
+    xp, used = static.backend.xp, static.rule.read(state.params, state.opt_state)
+    loss = validation_loss(used, validation, given, static)
+    better = (loss < state.best_loss) & given.active
+    best = tree.map(lambda old, new: xp.where(align(better, new), new, old), state.best, used)
+    return State(state.params, state.opt_state, best, xp.where(better, loss, state.best_loss)), found, loss
+
+
+def descend(
+    state: State, rows: Rows, key: Draws, rates: Array, given: Traced, *, static: Static
+) -> tuple[State, Array]:
+    """One pass over the rows in a random order: the new state, and the loss of each step."""
+    backend, noise = static.backend, given.noise
+
+    def step(carry: tuple[Params, Tree], inputs: tuple[Array, Array, Array]) -> tuple[tuple[Params, Tree], Array]:
+        (params, opt_state), (picked, noise_key, rate) = carry, inputs
+        batch = rows if static.rule.full_batch else tree.map(lambda leaf: backend.take(leaf, picked), rows)
+        t = batch.t
+        if noise.labels is not None:
+            t = losses.smooth(t, noise.labels, None if static.loss.labels else 2)
+        dropped = None
+        if noise_key is not None:
+            sizes = static.network.layer_sizes[:-1]
+            dropped = dropout.noise(noise_key, noise.inputs, noise.hidden, sizes, static.batch_size, backend=backend)
+
+        def evaluate(params: Params) -> tuple[Array, Params]:
+            own = leave(static, params)
+            used = static.through.forward(given.values, own)
+            loss, grads = objective(static.network, static.loss, used, batch.x, t, batch.weight, dropped)
+            return loss, masked(enter(static, static.through.backward(given.values, own, grads)), given.masks)
+
+        loss, params, opt_state = static.rule.update(given.config, rate, evaluate, opt_state, params)
+        return (params, opt_state), loss
+
+    noise_keys = None
+    if key.noise is not None:
+        steps = backend.xp.arange(rates.shape[0], dtype=backend.xp.uint32)
+        noise_keys = backend.xp.moveaxis(random.fold_in(key.noise, steps), -2, 0)
+    batches = mini_batches(key.order, rows.x.shape[0], static)
+    (params, opt_state), found = backend.scan(step, (state.params, state.opt_state), (batches, noise_keys, rates))
+    return state._replace(params=params, opt_state=opt_state), found
+
+
+def mini_batches(key: Array, rows: int, static: Static) -> Array:
+    """Row numbers in random order, (steps, *population, batch); the remainder is left out."""
+    xp, size = static.backend.xp, static.batch_size
+    steps = rows // size
+    order = random.permutation(key, rows, backend=static.backend)[..., : steps * size]
+    return xp.moveaxis(xp.reshape(order, (*key.shape[:-1], steps, size)), -2, 0)
