@@ -92,8 +92,8 @@ def hvp(network: Network, loss: str | Loss, params: Params, tangent: Params, x: 
 def gnvp(network: Network, loss: str | Loss, params: Params, tangent: Params, x: Array, y: Array) -> Params:
     """Jᵀ(∂²J/∂z²)J·v, J the Jacobian of the outputs: the Gauss–Newton matrix times v, positive semi-definite.
 
-    For softmax and binary cross-entropy and the squared error it is the Fisher matrix (of the model's own
-    distribution) times v. Schraudolph: Fast curvature matrix-vector products (2002).
+    For softmax cross-entropy it is the Fisher matrix (of the model's own distribution) times v; for independent outputs
+    and for the squared error it is that up to a factor. Schraudolph: Fast curvature matrix-vector products (2002).
     """
     loss, steps = _checked(network, loss, params, x, y)
     z_dot = _pushforward(network, params, tangent, steps)[-1].z

@@ -16,6 +16,7 @@ class Progress(NamedTuple):
     validation_loss   after the last whole epoch; None in random search
     learning_rate     the last one used; None in random search
     seconds           since the run began
+    first             what was done before it, of a run that is resumed
     """
 
     done: float
@@ -24,11 +25,13 @@ class Progress(NamedTuple):
     validation_loss: Any
     learning_rate: Any
     seconds: float
+    first: float = 0.0
 
     @property
     def remaining(self) -> float:
         """Seconds left at the pace so far."""
-        return self.seconds / self.done * (self.total - self.done) if self.done else float("nan")
+        new = self.done - self.first
+        return self.seconds / new * (self.total - self.done) if new else float("nan")
 
     @property
     def best(self) -> float:

@@ -91,12 +91,15 @@ def prepare(
         return to_backend(backend, Rows(x, t, weight))
 
     if isinstance(data, Splits):
-        train = (rows(data.train, "train", lambda y: row_weights(y, loss, sample_weight, class_weight)),)
+        train = (rows(data.train, "train", lambda y: row_weights(y, loss, network, sample_weight, class_weight)),)
         validation = rows(data.validation, "validation")
         return Problem(backend, network, loss, len(data.train.x), lambda epoch, multiple: train, validation)
     if sample_weight is not None:
         raise ValueError("sample_weight: a stream takes none; give class_weight, or repeat rows")
-    by_class = None if class_weight is None else class_weights(class_weight, data.counts)
+    if class_weight is not None and not loss.labels:
+        raise ValueError(f"class_weight: {loss.name} has no classes; use sample_weight, with Splits")
+    counts = None if data.counts is None else np.pad(data.counts, (0, network.layer_sizes[-1] - len(data.counts)))
+    by_class = None if class_weight is None else class_weights(class_weight, counts)
 
     def read(epoch: int, multiple: int) -> Iterator[Rows]:
         size = max(1, CHUNK // (4 * network.layer_sizes[0] * multiple)) * multiple
@@ -108,7 +111,9 @@ def prepare(
     return Problem(backend, network, loss, data.rows, lambda *at: prefetched(read(*at)), validation, streamed=True)
 
 
-def row_weights(y: np.ndarray, loss: Loss, sample_weight: Any, class_weight: Any) -> np.ndarray | None:
+def row_weights(
+    y: np.ndarray, loss: Loss, network: Network, sample_weight: Any, class_weight: Any
+) -> np.ndarray | None:
     """The product of both weights of every row, scaled to 1 on average, or None for neither."""
     if sample_weight is None and class_weight is None:
         return None
@@ -116,11 +121,11 @@ def row_weights(y: np.ndarray, loss: Loss, sample_weight: Any, class_weight: Any
     if class_weight is not None:
         if not loss.labels:
             raise ValueError(f"class_weight: {loss.name} has no classes; use sample_weight")
-        weight = class_weights(class_weight, np.bincount(y))[y]
+        weight = class_weights(class_weight, np.bincount(y, minlength=network.layer_sizes[-1]))[y]
     if sample_weight is not None:
         weight = weight * check_weights("sample_weight", sample_weight, n)
     if not weight.sum() > 0:
-        raise ValueError("sample_weight, class_weight: at least one row must have a weight above 0")
+        raise ValueError("sample_weight, class_weight: at least one row must have a product of them above 0")
     return weight * (n / weight.sum())
 
 
@@ -141,15 +146,22 @@ def class_weights(class_weight: Any, counts: np.ndarray | None) -> np.ndarray:
         raise ValueError(f"class_weight: expected 'balanced', {len(counts)} weights or a dict, got {class_weight!r}")
     else:
         weights = check_weights("class_weight", class_weight, len(counts))
-    return weights * (counts.sum() / max((weights * counts).sum(), 1e-300))
+    if not (weights * counts).any():
+        raise ValueError("class_weight: at least one row must have a weight above 0")
+    return weights * (counts.sum() / (weights * counts).sum())
 
 
 def check_weights(name: str, weights: Any, n: int) -> np.ndarray:
     """n finite numbers of at least 0, as float64."""
-    found = np.asarray(weights, np.float64)
-    if found.shape != (n,) or not np.isfinite(found).all() or (found < 0).any():
+    try:
+        found = np.asarray(weights)
+    except ValueError:  # a ragged list
+        found = np.asarray(None)
+    if found.dtype.kind not in "iufb" or found.shape != (n,) or not np.isfinite(found).all() or (found < 0).any():
         raise ValueError(f"{name}: expected {n} finite numbers of at least 0, got {weights!r:.200}")
-    return found
+    if not found.any():
+        raise ValueError(f"{name}: at least one must be above 0")
+    return found / found.max()  # only ratios matter, and their products must not overflow
 
 
 def check_data(network: Network, loss: Loss, data: Dataset, name: str = "data") -> Dataset:

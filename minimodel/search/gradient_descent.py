@@ -32,16 +32,19 @@ def gradient_descent(
 ) -> Model:
     """Train a network, or a population of them, and return the parameters that were best on validation.
 
-    θ ← θ − η·update(∂J/∂θ) for every mini-batch; rows are reshuffled each epoch and the last n mod batch_size of
-    them are left out of it. Without ``params`` training starts from ``network.init``.
+    θ ← θ − η·update(∂J/∂θ) for every mini-batch; rows are reshuffled each epoch (those of a stream within
+    its chunks) and the last n mod batch_size of them are left out of it. Without ``params`` training starts from
+    ``network.init``.
 
     loss             a name from ``losses`` or a Loss; by default softmax cross-entropy for labels, else squared error
     masks            one array of 0 and 1 per weight; weights where it is 0 are and stay exactly 0
-    population       P networks at once: member i is the run with seed + i, and arrays gain a leading axis of P; every
-                     number below, and every number of the optimizer, may be an array of P
+    population       P networks at once: member i is the run with seed + i, and arrays gain a leading axis of P; the
+                     learning rate and every number of the optimizer, dropout, input_dropout, label_smoothing and
+                     min_delta may be arrays of P
     sample_weight    one for each training row; class_weight: one for each class, a dict, or "balanced". J becomes the
                      weighted mean over the training rows; the validation loss is not weighted
-    resume           a model that this function returned: go on from its last epoch, up to ``epochs`` in all
+    resume           a model that this function returned: go on from its last epoch, up to ``epochs`` in all; the data,
+                     seed and optimizer should be the same, and the schedule one that does not depend on ``epochs``
     optimizer        by default ``adam(cosine(1e-3))``
     epochs           20; batch_size: 32, at most all rows
     dropout          part of the hidden activations set to 0 in a training step, the others scaled up; input_dropout:
@@ -58,6 +61,8 @@ def gradient_descent(
     keys = run_keys(seed, population)
     weights = {"sample_weight": sample_weight, "class_weight": class_weight}
     problem = prepare(network, data, loss, backend, fitted=data, **weights)
+    if resume is not None and params is not None:
+        raise ValueError("params: resume goes on from its own parameters; give one of the two")
     if params is None:
         params = network.init(random.fold_in(keys, INIT), backend=backend)
     else:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from minimodel import tree
-from minimodel.network import Params
+from minimodel.network import Layer, Params
 from minimodel.search.rules import Evaluate
 from minimodel.tree import Array, align
 
@@ -72,6 +72,8 @@ class LBFGS:
     ) -> tuple[Array, Params, Search]:
         xp = tree.namespace(params)
         loss, g = evaluate(params)
+        if numbers:  # λ
+            loss, g = ridge(numbers[0], loss, g, params)
         first, slope = xp.isinf(state.loss), dot(g, state.direction, loss)
         rounding = 16 * xp.finfo(loss.dtype).eps * xp.abs(state.loss)
         lower = loss <= state.loss + C1 * state.size * state.slope
@@ -153,6 +155,15 @@ def descend(pairs: Pairs, g: Params, like: Array) -> Params:
         b = at[i].rho * dot(at[i].y, q, like)
         q = tree.map(lambda q, s, c=a - b: q + align(c, q) * s, q, at[i].s)
     return tree.map(lambda q: -q, q)
+
+
+def ridge(amount: Array, loss: Array, g: Params, params: Params) -> tuple[Array, Params]:
+    """J + ½λ‖W‖² and its gradient; biases are left alone."""
+    weights = tuple(layer.weight for layer in params)
+    loss = loss + 0.5 * amount * dot(weights, weights, loss)
+    return loss, tuple(
+        Layer(d.weight + align(amount, p.weight) * p.weight, d.bias) for d, p in zip(g, params, strict=True)
+    )
 
 
 def dot(a: Params, b: Params, like: Array) -> Array:

@@ -80,7 +80,7 @@ def number(name: str, value: Any) -> Any:
             f" and below {high:g}" if high < np.inf else ""
         )
         raise ValueError(f"{name}: expected finite {expected}, got {value!r}")
-    return value
+    return np.asarray(value)  # a tuple would be a tree
 
 
 def compose(learning_rate: Any, *own: tuple[Part, Any], **options: Unpack[Options]) -> Optimizer:
@@ -241,15 +241,17 @@ def lion(learning_rate: Any, *, b1: Any = 0.9, b2: Any = 0.99, **options: Unpack
     return compose(learning_rate, (parts.Sign(), numbers), **options)
 
 
-def lbfgs(learning_rate: Any = 1.0, *, memory: int = 10) -> Optimizer:
+def lbfgs(learning_rate: Any = 1.0, *, memory: int = 10, weight_decay: Any = None) -> Optimizer:
     """Limited-memory BFGS with a line search, on all rows at once: every step is one evaluation of J and its gradient.
 
     An epoch of ``gradient_descent`` is one evaluation, and ``batch_size`` does not matter. ``learning_rate`` scales
-    the first trial of each line search, and is best left at 1. See ``search.lbfgs``.
+    the first trial of each line search, and is best left at 1. ``weight_decay`` λ adds ½λ‖W‖² to J, also in the
+    history. See ``search.lbfgs``.
     """
     if isinstance(memory, bool) or not hasattr(memory, "__index__") or memory < 1:
         raise ValueError(f"memory: expected an integer of at least 1, got {memory!r}")
-    return Optimizer(LBFGS(int(memory)), (), schedules.get(learning_rate))
+    numbers = () if weight_decay is None else (number("weight_decay", weight_decay),)
+    return Optimizer(LBFGS(int(memory)), numbers, schedules.get(learning_rate))
 
 
 def _moments(b1: Any, b2: Any, eps: Any, eps_root: Any) -> parts.MomentsNumbers:

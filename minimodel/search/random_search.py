@@ -102,7 +102,8 @@ def random_search(
             progress = Progress(
                 int(numbers[-1]) + 1, generations, history[-1][-1], None, None, perf_counter() - started
             )
-            if callback(progress) is True:
+            stop = callback(progress)
+            if isinstance(stop, bool | np.bool_) and stop:
                 break
     best = backend.to_numpy(state)
     log = {"loss": np.concatenate(history) if history else np.empty(0, np.float32)}

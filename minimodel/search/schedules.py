@@ -45,6 +45,7 @@ def step(rate: Any, every: float | Sequence[float], *, factor: float = 0.1, unit
 
     def shape(t: np.ndarray, run: Run) -> np.ndarray:
         length = _steps(every, unit, run)
+        t = t + 1e-6  # a boundary is a step, whatever rounding makes of it
         passed = t // length if np.ndim(every) == 0 else (t[:, None] >= length).sum(axis=1)
         return factor**passed
 

@@ -16,6 +16,7 @@ from minimodel.network import Network, Params
 from minimodel.observe import Callback, Progress
 from minimodel.problem import DivergedError, Masks, Problem, check_count, check_numbers, to_backend
 from minimodel.search import optimizers, schedules
+from minimodel.search.lbfgs import TRIALS
 from minimodel.search.optimizers import Optimizer
 from minimodel.search.programs import (
     DIRECT,
@@ -98,10 +99,12 @@ def fit(
     epochs, batch_size = check_count("epochs", epochs, 0), check_count("batch_size", batch_size, 1)
     patience = None if patience is None else check_count("patience", patience, 1)
     min_delta = check_numbers("min_delta", min_delta, members)
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback: expected a function of Progress, got {callback!r}")
     noise = check_noise(problem.loss, members, input_dropout, dropout, label_smoothing)
     rule, batch_size = optimizer.rule, min(batch_size, problem.rows)
     if rule.full_batch:
-        batch_size = check_whole(problem, noise)
+        batch_size = check_whole(problem, noise, patience)
     small = problem.network.parameters * prod(members) <= backend.packs
     static = Static(backend, problem.network, problem.loss, rule, through, batch_size, small)
     numbers, seen, blurs = to_backend(backend, (optimizer.config, values, noise))
@@ -139,10 +142,15 @@ def fit(
                 break
             given = given._replace(active=backend.asarray(active))
         state, stop = one_epoch(state, given, log, loop)
-        if stop or not np.isfinite(log.losses[-1][-1]).any():
+        if stop:
             break
     history = log.history()
-    return Fit(backend.to_numpy(leave(static, state)), masks, history, diverged_at(history["loss"]))
+    return Fit(
+        backend.to_numpy(leave(static, state)),
+        masks,
+        history,
+        diverged_at(history["loss"], history["validation_loss"][-1]),
+    )
 
 
 class Log:
@@ -154,7 +162,7 @@ class Log:
         self.losses: list[np.ndarray] = [] if loss is None or not len(loss) else [loss]
         self.rates: list[np.ndarray] = [] if learning_rate is None or not len(learning_rate) else [learning_rate]
         self.step = sum(map(len, self.rates))
-        self.started = perf_counter()
+        self.first, self.started = self.step / steps, perf_counter()
 
     @property
     def done(self) -> int:
@@ -165,23 +173,34 @@ class Log:
         """The learning rates of the next steps, checked."""
         run = schedules.Run(self.epochs * self.steps, self.steps, np.stack(self.validation))
         rates = np.asarray(schedule(np.arange(self.step, self.step + steps), run))
+        shape = self.validation[0].shape
+        if rates.shape not in ((steps,), (steps, *shape)) or rates.dtype.kind not in "iuf":
+            raise ValueError(
+                f"learning_rate: the schedule must give ({steps},) or {(steps, *shape)}, got {rates.shape}"
+            )
         if not (np.isfinite(rates) & (rates >= 0)).all():
             raise ValueError(f"learning_rate: the schedule gave {rates.min()} to {rates.max()} at step {self.step}")
         self.rates.append(rates)
         self.step += steps
         return rates
 
+    def all_rates(self) -> np.ndarray:
+        """One for each step, or one for each step and member where they ever differed."""
+        lead = self.validation[0].shape if any(rates.ndim > 1 for rates in self.rates) else ()
+        full = [rates.reshape(len(rates), *(rates.shape[1:] or (1,) * len(lead))) for rates in self.rates]
+        return np.concatenate([np.broadcast_to(r, (len(r), *lead)) for r in full]) if full else np.empty(0)
+
     def progress(self) -> Progress:
         """Of what was recorded last."""
         seconds = perf_counter() - self.started
         loss, rate = self.losses[-1].mean(axis=0), self.rates[-1][-1]
-        return Progress(self.step / self.steps, self.epochs, loss, self.validation[-1], rate, seconds)
+        return Progress(self.step / self.steps, self.epochs, loss, self.validation[-1], rate, seconds, self.first)
 
     def history(self) -> dict[str, np.ndarray]:
         """The record as arrays."""
         return {
             "loss": np.concatenate(self.losses) if self.losses else np.empty(0, np.float32),
-            "learning_rate": np.concatenate(self.rates) if self.rates else np.empty(0),
+            "learning_rate": self.all_rates(),
             "validation_loss": np.stack(self.validation),
         }
 
@@ -223,7 +242,8 @@ def one_epoch(state: State, given: Traced, log: Log, loop: Loop) -> tuple[State,
         else:
             state, losses = loop.run_chunk(state, rows, key, rates, given, static=static)
         log.losses.append(backend.to_numpy(losses))
-        if loop.callback and loop.callback(log.progress()) is True:
+        stop = loop.callback and loop.callback(log.progress())
+        if (isinstance(stop, bool | np.bool_) and stop) or not np.isfinite(log.losses[-1][-1]).any():
             return state, True
     return state, False
 
@@ -232,8 +252,10 @@ def check_optimizer(optimizer: Any, members: tuple[int, ...]) -> Optimizer:
     """Refuse what is no optimizer, and numbers that are not one for all or one for each member."""
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer: expected one made by minimodel.optimizers, adam(1e-3) say, got {optimizer!r}")
-    rates = optimizer.schedule(np.arange(1), schedules.Run(1, 1, np.zeros((1, *members))))[0]
-    for value in (*tree.leaves(optimizer.config), rates):
+    rates = np.asarray(optimizer.schedule(np.arange(1), schedules.Run(1, 1, np.zeros((1, *members)))))
+    if rates.shape not in ((1,), (1, *members)):
+        raise ValueError(f"learning_rate: the schedule must give (steps,) or {('steps', *members)}, got {rates.shape}")
+    for value in (*tree.leaves(optimizer.config), rates[0]):
         check_numbers("optimizer", value, members)
     return optimizer
 
@@ -249,10 +271,12 @@ def check_noise(loss: Loss, members: tuple[int, ...], inputs: Any, hidden: Any, 
     )
 
 
-def check_whole(problem: Problem, noise: Noise) -> int:
+def check_whole(problem: Problem, noise: Noise, patience: int | None) -> int:
     """All rows as one batch, which a stream never has, and nothing random about it."""
     if noise.inputs is not None or noise.hidden is not None:
         raise ValueError("dropout, input_dropout: lbfgs searches along a line and cannot with a loss that is random")
+    if patience is not None and patience <= TRIALS:
+        raise ValueError(f"patience: an epoch of lbfgs is one trial of up to {TRIALS} on a line; expected more of them")
     if not problem.streamed:
         return problem.rows
     raise ValueError("optimizer: lbfgs needs all rows at once, which a stream does not give; load them as Splits")
@@ -281,11 +305,13 @@ def improving(validation: np.ndarray, patience: int, min_delta: Any) -> np.ndarr
     return active
 
 
-def diverged_at(losses: np.ndarray) -> int | None:
-    """The first step from which on no member's loss is finite."""
+def diverged_at(losses: np.ndarray, validation: np.ndarray) -> int | None:
+    """The first step from which on no member's loss is finite, the validation after the last one counting as a step."""
     alive = np.isfinite(losses).any(axis=tuple(range(1, losses.ndim)))
-    if len(alive) == 0 or alive[-1]:
+    if len(alive) == 0 or (alive[-1] and np.isfinite(validation).any()):
         return None
+    if alive[-1]:
+        return len(alive)
     return int(np.flatnonzero(alive)[-1]) + 1 if alive.any() else 0
 
 
