@@ -8,7 +8,7 @@ run: $(VENV)/ready  ## the main job on the embedded data
 	$(BIN)/minimodel run
 
 test: $(VENV)/ready  ## the whole test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(VENV)/ready  ## formatter, linter, types
 	$(BIN)/ruff format --check .

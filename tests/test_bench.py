@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from minimodel.bench import agreement, algorithms, common, draws, pipeline
+from minimodel.bench import agreement, algorithms, common, descent, draws, mnist, pipeline, streaming
 
 
 def run(module, monkeypatch, tmp_path, *arguments):
@@ -50,3 +50,30 @@ def test_pipeline_over_seeds(monkeypatch, tmp_path, capsys):
     )
     assert [run["seed"] for run in found["runs"]] == [0, 1]
     assert "±" in capsys.readouterr().out
+
+
+def test_descent_beside_its_peers(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(descent, "pin", lambda threads: None)
+    monkeypatch.setattr(descent, "SIZES", {"small": ((8, 6, 3), 16, 64, 2)})
+    monkeypatch.setattr(descent, "CASES", (("small", "numpy", 1), ("small", "numpy", 2), ("small", "jax", 2)))
+    pytest.importorskip("jax")
+    found = run(descent, monkeypatch, tmp_path, "--repeats", "1")["results"]
+    assert {"minimodel", "matrix products"} <= set(found["small-numpy-1"]) and len(found) == 3
+    for case in found.values():
+        losses = [row["loss"] for row in case.values() if row["loss"] is not None]
+        assert max(losses) < 1.5
+    assert "times ours" in capsys.readouterr().out
+
+
+def test_streaming(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(streaming, "PART", 3_000)
+    found = run(streaming, monkeypatch, tmp_path, "--gigabytes", "0.02", "--folder", str(tmp_path))
+    assert found["rows"] == 6_000
+    assert all(found[name]["rows_a_second"] > 0 < found[name]["peak_megabytes"] for name in ("memory", "stream"))
+    assert "the stream runs at" in capsys.readouterr().out
+
+
+def test_mnist(monkeypatch, tmp_path):
+    options = ("digits", "--hidden", "8", "--backend", "numpy", "--epochs", "1", "--seeds", "2")
+    found = run(mnist, monkeypatch, tmp_path, *options)
+    assert [len(errors) for errors in found["error"].values()] == [2, 2]

@@ -98,7 +98,7 @@ def fit(
     optimizer = check_optimizer(optimizer or optimizers.adam(schedules.cosine(1e-3)), members)
     epochs, batch_size = check_count("epochs", epochs, 0), check_count("batch_size", batch_size, 1)
     patience = None if patience is None else check_count("patience", patience, 1)
-    min_delta = check_numbers("min_delta", min_delta, members)
+    min_delta = check_numbers("min_delta", 0.0 if min_delta is None else min_delta, members)
     if callback is not None and not callable(callback):
         raise TypeError(f"callback: expected a function of Progress, got {callback!r}")
     noise = check_noise(problem.loss, members, input_dropout, dropout, label_smoothing)
