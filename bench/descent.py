@@ -35,15 +35,15 @@ def main() -> None:
     """Print and store the tables."""
     parser = arguments(__doc__)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--only", help="a size and backend, as small-numpy, or part of it")
+    parser.add_argument("--only", help="only what has this in its name, as small-numpy-16")
     parser.add_argument("--repeats", type=int, default=7)
     options = parser.parse_args()
     pin(options.threads)
     results = {}
     for size, backend, members in CASES:
-        if options.only and options.only not in f"{size}-{backend}":
-            continue
         name = f"{size}-{backend}-{members}"
+        if options.only and options.only not in name:
+            continue
         results[name] = compare(size, backend, members, options.repeats, options.threads)
         show(name, results[name])
     report({"threads": options.threads, "results": results}, options.out)
