@@ -74,7 +74,14 @@ def run(
             network, data, strategy=local(), generations=100, population=32, rows=512, callback=callback, **common
         ),
         "gradient_descent": lambda model, callback: gradient_descent(
-            network, data, params=model.params, optimizer=fast, epochs=epochs, callback=callback, **batches
+            network,
+            data,
+            params=model.params,
+            optimizer=fast,
+            epochs=epochs,
+            dropout=0.1 if data.train.y.ndim == 1 and len(data.train.x) < MANY_ROWS else None,
+            callback=callback,
+            **batches,
         ),
         "prune": lambda model, callback: prune(
             model,
