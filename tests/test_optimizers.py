@@ -827,9 +827,9 @@ def test_an_unknown_option_is_a_type_error(make):
         make(RATE, momentum=0.9)
 
 
-def test_lbfgs_takes_none_of_the_options():
-    with pytest.raises(TypeError, match="weight_decay"):
-        optimizers.lbfgs(weight_decay=0.1)
+def test_lbfgs_takes_no_option_but_weight_decay():
+    with pytest.raises(TypeError, match="clip_norm"):
+        optimizers.lbfgs(clip_norm=0.1)
 
 
 def test_amsgrad_must_be_like_one_of_two():
