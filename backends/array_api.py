@@ -35,7 +35,7 @@ def make(variant: str | None = None, *, xp: Any = None, debug: bool = False) -> 
         to_numpy=functools.partial(tree.map, lambda leaf: np.array(np.from_dlpack(leaf))),
         synchronize=lambda values: values,
         packs=2**16,
-        jit=poisoning_jit if debug else identity_jit,
+        jit=functools.partial(poisoning_jit if debug else eager_jit, xp),
         scan=functools.partial(scan, xp, debug),
         take=functools.partial(take, xp),
         random_bits=functools.partial(random_bits, xp),
@@ -51,14 +51,25 @@ def asarray(xp: Any, x: Any, dtype: Any = None) -> Array:
     return xp.asarray(x if own else np.asarray(x), dtype=dtype, copy=True)
 
 
-def identity_jit(fn: Callable[..., Any], static: tuple[str, ...] = (), donate: tuple[str, ...] = ()) -> Any:
-    """Eager backends run ``fn`` as it is."""
-    return fn
+def eager_jit(xp: Any, fn: Callable[..., Any], static: tuple[str, ...] = (), donate: tuple[str, ...] = ()) -> Any:
+    """``fn`` as it is, on arrays of ``xp``."""
+
+    @functools.wraps(fn)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        own = {name: value if name in static else brought(xp, value) for name, value in kwargs.items()}
+        return fn(*brought(xp, args), **own)
+
+    return fn if xp is np else call
 
 
-def poisoning_jit(fn: Callable[..., Any], static: tuple[str, ...] = (), donate: tuple[str, ...] = ()) -> Any:
+def brought(xp: Any, values: Tree) -> Tree:
+    """The tree with its NumPy arrays as arrays of ``xp``."""
+    return tree.map(lambda leaf: asarray(xp, leaf) if isinstance(leaf, np.ndarray) and xp is not np else leaf, values)
+
+
+def poisoning_jit(xp: Any, fn: Callable[..., Any], static: tuple[str, ...] = (), donate: tuple[str, ...] = ()) -> Any:
     """``fn`` on copies of its donated arguments; the originals are filled with NaN (or 0), as after donation."""
-    signature = inspect.signature(fn)
+    signature, run = inspect.signature(fn), eager_jit(xp, fn, static)
 
     @functools.wraps(fn)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -68,7 +79,7 @@ def poisoning_jit(fn: Callable[..., Any], static: tuple[str, ...] = (), donate: 
             bound.arguments[name] = tree.map(lambda leaf: leaf.__array_namespace__().asarray(leaf, copy=True), given)
             for leaf in (leaf for leaf in tree.leaves(given) if leaf.ndim):  # NumPy's scalars cannot be written to
                 leaf[...] = float("nan") if "float" in str(leaf.dtype) else 0
-        return fn(*bound.args, **bound.kwargs)
+        return run(*bound.args, **bound.kwargs)
 
     return call
 

@@ -21,7 +21,8 @@ class Backend:
     packs            networks, with their population, of up to so many parameters are trained as one array: where
                      a call costs more than a copy
     jit              (fn, static=(), donate=()) -> fn compiled; arguments are named, fn is a module-level
-                     function (results are cached by it), and donated arguments are consumed
+                     function (results are cached by it), donated arguments are consumed, and NumPy arrays among
+                     the others come over by themselves, which costs less than asarray: leave them as they are
     scan             (step, carry, xs) -> (carry, ys); step(carry, x) -> (carry, y) over the first axis of xs,
                      which must not be empty
     take             (x, rows) -> x[rows] for an integer array of any shape, whose numbers must be rows of x

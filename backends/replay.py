@@ -4,7 +4,7 @@ What a small step costs in NumPy is mostly Python: walking trees, looking up nam
 is a list of calls of ufuncs on buffers that stay where they are, so that replaying it is little more than the
 arithmetic. The source of the step does not know: while it is recorded its arrays are ``Recorded``, which takes part
 in NumPy's own dispatch. A step that cannot be recorded (one that contains another scan, or looks at a value) just
-runs as it is.
+runs as it is. All is done to the bit but sums, which BLAS adds as products with ones, several times faster.
 """
 
 import functools
@@ -24,7 +24,9 @@ from minimodel.tree import Tree
 
 WORTHWHILE = 4  # steps; a shorter scan is over before a record pays
 REDUCTIONS = {np.sum: np.add, np.max: np.maximum, np.min: np.minimum, np.any: np.logical_or, np.all: np.logical_and}
+SUMS = {np.sum: lambda n: 1, np.mean: lambda n: 1 / n}  # what each of n numbers is multiplied with
 INTO = {np.clip, np.concatenate, np.round}  # functions that can write where they are told
+CONSTANTS = {np.zeros_like, np.ones_like}
 VIEWS = {np.reshape, np.moveaxis, np.broadcast_to, np.expand_dims, np.squeeze, np.matrix_transpose}
 
 
@@ -132,7 +134,13 @@ class Recorded(NDArrayOperatorsMixin):
     def __bool__(self) -> bool:
         raise TypeError("a recorded array has no value yet")
 
-    def __array_function__(self, fn: Any, types: Any, args: Any, kwargs: Any) -> "Recorded":
+    def __array_function__(self, fn: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        if fn in CONSTANTS:
+            return fn(*raw(args), **kwargs)
+        if fn in SUMS and kwargs in ({"axis": -1}, {"axis": -2}):
+            x, at = args[0], kwargs["axis"]
+            weights = np.full(x.shape[at], SUMS[fn](x.shape[at]), x.dtype)
+            return self.tape.call(np.matmul, *((x, weights) if at == -1 else (weights, x)))
         if fn in REDUCTIONS:
             fn = REDUCTIONS[fn].reduce
             kwargs = {"axis": None, **kwargs}

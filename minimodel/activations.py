@@ -34,7 +34,7 @@ def _identity_slope(z: Array, a: Array) -> Array:
 def _relu(z: Array) -> Array:
     """max(z, 0)"""
     xp = namespace(z)
-    return xp.maximum(z, xp.zeros((), dtype=z.dtype))
+    return xp.maximum(z, xp.zeros_like(z))
 
 
 def _relu_slope(z: Array, a: Array) -> Array:

@@ -10,7 +10,7 @@ namespace from its arguments.
 
 from typing import NamedTuple
 
-from minimodel.losses import Loss, get, total
+from minimodel.losses import Loss, get, mean
 from minimodel.network import Layer, Network, Params, affine, check
 from minimodel.tree import Array, namespace
 
@@ -132,12 +132,11 @@ def _descend(
 ) -> tuple[Array, Params]:
     """J and its gradient from a forward pass."""
     rows, delta = loss.rows(steps[-1].z, t)
-    batch = rows.shape[-1]
     if weight is not None:
         rows *= weight
         delta *= weight[..., None]
-    delta *= 1 / batch
-    return total(rows) * (1 / batch), _backward(network, params, steps, delta, noise)[0]
+    delta *= 1 / rows.shape[-1]
+    return mean(rows), _backward(network, params, steps, delta, noise)[0]
 
 
 def _backward(
@@ -146,9 +145,9 @@ def _backward(
     """The gradient and δ₁, from δ_L."""
     slope = network.functions.slope
     grads: list[Layer] = []
-    ones = namespace(delta).ones(delta.shape[-2], dtype=delta.dtype)  # as in losses.total
+    xp = namespace(delta)
     for i in reversed(range(len(params))):
-        grads.append(Layer(steps[i].a.mT @ delta, ones @ delta))
+        grads.append(Layer(steps[i].a.mT @ delta, xp.sum(delta, axis=-2)))
         if i > 0:
             delta = delta @ params[i].weight.mT
             if noise is not None and noise[i] is not None:

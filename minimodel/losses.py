@@ -51,14 +51,9 @@ class Loss:
         return self.row_curvature(z, self.encode(y, z), v) * (1 / z.shape[-2])
 
 
-def total(x: Array) -> Array:
-    """Σ over the last axis, as a product with ones: BLAS adds short rows several times faster than NumPy does."""
-    return x @ namespace(x).ones(x.shape[-1], dtype=x.dtype)
-
-
 def mean(x: Array) -> Array:
     """Over the last axis."""
-    return total(x) * (1 / x.shape[-1])
+    return namespace(x).mean(x, axis=-1)
 
 
 def one_hot(y: Array, classes: int, dtype: Any) -> Array:
@@ -105,9 +100,9 @@ def _cross_entropy(z: Array, t: Array) -> tuple[Array, Array]:
     xp = namespace(z)
     z = z - xp.max(z, axis=-1, keepdims=True)
     p = xp.exp(z)
-    whole = total(p)
+    whole = xp.sum(p, axis=-1)
     z *= t
-    losses = xp.log(whole) - total(z)
+    losses = xp.log(whole) - xp.sum(z, axis=-1)
     p /= whole[..., None]
     p -= t
     return losses, p

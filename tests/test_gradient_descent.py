@@ -13,10 +13,9 @@ from minimodel.compress import pruning
 from minimodel.losses import Loss
 from minimodel.problem import masked, prepare, run_keys, to_backend
 from minimodel.search import random_search
-from minimodel.search.gradient_descent import INIT
 from minimodel.search.programs import DIRECT, Draws, Static, Traced, begin, epoch, mini_batches
 from minimodel.search.strategies import local
-from minimodel.search.training import ORDER, fit
+from minimodel.search.training import INIT, ORDER, fit
 
 NETWORK = mm.Network((4, 6, 3))
 OPTIMIZERS = {

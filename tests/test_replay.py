@@ -12,6 +12,18 @@ from minimodel.backends import array_api, replay
 LENGTH = 7
 
 
+@pytest.fixture(autouse=True)
+def exact(monkeypatch):
+    """Sums as NumPy adds them, so that all else can be compared to the bit."""
+    monkeypatch.setattr(replay, "SUMS", {})
+
+
+@pytest.fixture
+def fast(monkeypatch, exact):
+    """Sums as they are recorded."""
+    monkeypatch.undo()
+
+
 def xs(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=(LENGTH, *shape)).astype(np.float32)
 
@@ -104,6 +116,24 @@ def test_the_carry_that_is_given_stays_as_it_was():
     carry = np.zeros(3, np.float32)
     replay.scan(lambda c, x: (c.__iadd__(x), None), carry, xs(3))
     np.testing.assert_array_equal(carry, 0)
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (2, 3, 5), (7,)])
+@pytest.mark.parametrize("axis", [-1, -2])
+@pytest.mark.parametrize("reduce", [np.sum, np.mean])
+def test_sums_are_products_with_ones(fast, reduce, axis, shape):
+    if len(shape) < -axis:
+        return pytest.skip("no such axis")
+
+    def step(c, x):
+        return c, reduce(x, axis=axis)
+
+    inputs, carry = xs(*shape), np.zeros(1, np.float32)
+    tape = replay.record(step, carry, inputs[0])
+    assert any(np.matmul in (call, getattr(call, "func", None)) for call in tape.calls)
+    found, expected = both(step, carry, inputs)
+    bound = shape[axis] * 2.0**-23 * np.abs(inputs).sum(axis=axis)
+    assert (np.abs(found[1] - expected[1]) <= bound).all()
 
 
 # What cannot be recorded runs as it is.

@@ -2,7 +2,6 @@
 
 from typing import Any, Unpack
 
-from minimodel import random
 from minimodel.backends import Backend, load
 from minimodel.datasets import Splits
 from minimodel.losses import Loss
@@ -11,8 +10,6 @@ from minimodel.network import Network, Params
 from minimodel.problem import Masks, check_masks, check_params, prepare, run_keys
 from minimodel.search.training import Training, check_training, finished, fit
 from minimodel.streams import Stream
-
-INIT = 0  # what the run's key is folded with for initial parameters
 
 
 def gradient_descent(
@@ -63,9 +60,7 @@ def gradient_descent(
     problem = prepare(network, data, loss, backend, fitted=data, **weights)
     if resume is not None and params is not None:
         raise ValueError("params: resume goes on from its own parameters; give one of the two")
-    if params is None:
-        params = network.init(random.fold_in(keys, INIT), backend=backend)
-    else:
+    if params is not None:
         params = check_params(network, params, population)
     masks = getattr(resume, "masks", None) if masks is None else check_masks(network, masks, population)
     run = fit(problem, keys=keys, params=params, masks=masks, resume=resume, **training)

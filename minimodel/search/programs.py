@@ -55,7 +55,7 @@ class Draws(NamedTuple):
     """The keys of an epoch, or of all epochs: for the order of the rows, and for dropout where there is any."""
 
     order: Array
-    noise: Array | None
+    noise: Array | None = None
 
 
 class Traced(NamedTuple):
@@ -176,8 +176,8 @@ def descend(
 
 
 def mini_batches(key: Array, rows: int, static: Static) -> Array:
-    """Row numbers in random order, (steps, *population, batch); the remainder is left out."""
+    """Row numbers in the order of random words, (steps, *population, batch); the remainder is left out."""
     xp, size = static.backend.xp, static.batch_size
     steps = rows // size
-    order = random.permutation(key, rows, backend=static.backend)[..., : steps * size]
+    order = static.backend.order(static.backend.random_bits(key, (rows,)))[..., : steps * size]
     return xp.moveaxis(xp.reshape(order, (*key.shape[:-1], steps, size)), -2, 0)

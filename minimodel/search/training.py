@@ -36,7 +36,7 @@ from minimodel.search.programs import (
 )
 from minimodel.tree import Tree
 
-ORDER, NOISE = 1, 2  # what the run's key is folded with: order of the rows, dropout; 0 is for initial parameters
+INIT, ORDER, NOISE = 0, 1, 2  # what the run's key is folded with: initial parameters, order of the rows, dropout
 
 
 class Training(TypedDict, total=False):
@@ -73,7 +73,7 @@ def fit(
     problem: Problem,
     *,
     keys: np.ndarray,
-    params: Params,
+    params: Params | None,
     masks: Masks | None = None,
     remask: Callable[[int, Params], Masks | None] | None = None,
     through: Through = DIRECT,
@@ -91,7 +91,7 @@ def fit(
 ) -> Fit:
     """The loop behind ``gradient_descent`` and behind the retraining of pruning and quantization.
 
-    ``remask(epoch, params)`` may give new masks before an epoch: they are enforced at once on the parameters and
+    Without ``params`` it starts from ``network.init``. ``remask(epoch, params)`` may give new masks before an epoch: they are enforced at once on the parameters and
     on the optimizer's state, and the best is sought anew among the models that obey them.
     """
     members, backend = keys.shape[:-1], problem.backend
@@ -108,11 +108,15 @@ def fit(
     small = problem.network.parameters * prod(members) <= backend.packs
     static = Static(backend, problem.network, problem.loss, rule, through, batch_size, small)
     numbers, seen, blurs = to_backend(backend, (optimizer.config, values, noise))
-    active = backend.asarray(np.ones(members, bool))
+    active = np.ones(members, bool)
     given = Traced(numbers, masks_on(static, masks), seen, blurs, active)
     restart = backend.jit(begin, static=("static",), donate=("params", "opt_state"))
     revive = backend.jit(survivors, static=("static",), donate=("state",))
-    params = enter(static, to_backend(backend, params))
+    if params is None:
+        params = problem.network.init(random.fold_in(keys, INIT), backend=backend)
+    else:
+        params = to_backend(backend, params)
+    params = enter(static, params)
     if resume is None:
         state = restart(params, None, problem.validation, given, static=static)
         log = Log(epochs, problem.rows // batch_size, np.array(backend.to_numpy(state.best_loss))[None])
@@ -123,8 +127,9 @@ def fit(
         if masks is not resume.masks:
             state = restart(state.params, state.opt_state, problem.validation, given, static=static)
 
-    order, dropped = (random.fold_in(random.fold_in(keys, use), np.arange(epochs)) for use in (ORDER, NOISE))
-    draws = Draws(order, dropped if noise.inputs is not None or noise.hidden is not None else None)
+    noisy = noise.inputs is not None or noise.hidden is not None
+    uses = (ORDER, NOISE) if noisy else (ORDER,)
+    draws = Draws(*(random.fold_in(random.fold_in(keys, use), np.arange(epochs)) for use in uses))
     loop, since = Loop.of(problem, static, draws, optimizer.schedule, callback), 0
     for done in range(log.done, epochs):
         new = None
@@ -140,7 +145,7 @@ def fit(
             active = improving(np.stack(log.validation[since:]), patience, min_delta)
             if not active.any():
                 break
-            given = given._replace(active=backend.asarray(active))
+            given = given._replace(active=active)
         state, stop = one_epoch(state, given, log, loop)
         if stop:
             break
@@ -233,9 +238,8 @@ def one_epoch(state: State, given: Traced, log: Log, loop: Loop) -> tuple[State,
             break
         if (passed := passed - steps) >= 0:
             continue
-        rates = backend.asarray(log.next_rates(loop.schedule, steps), backend.xp.float32)
-        here = tree.map(partial(random.fold_in, index=number), keys) if problem.streamed else keys
-        key = tree.map(backend.asarray, here)
+        rates = log.next_rates(loop.schedule, steps).astype(np.float32)
+        key = tree.map(partial(random.fold_in, index=number), keys) if problem.streamed else keys
         if log.step == (done + 1) * log.steps:
             state, losses, loss = loop.run_last(state, rows, problem.validation, key, rates, given, static=static)
             log.validation.append(backend.to_numpy(loss))
@@ -302,7 +306,7 @@ def improving(validation: np.ndarray, patience: int, min_delta: Any) -> np.ndarr
         better = ~(loss >= best - min_delta) & ~np.isnan(loss)
         best, waited = np.where(better, loss, best), np.where(better, 0, waited + 1)
         active = active & (waited < patience)
-    return active
+    return np.asarray(active)
 
 
 def diverged_at(losses: np.ndarray, validation: np.ndarray) -> int | None:
