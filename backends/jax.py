@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import nullcontext
 from typing import Any
 
 import jax
@@ -26,7 +26,7 @@ def make(variant: str | None = None, *, precision: str = "highest") -> Backend:
     if precision not in PRECISIONS:
         raise ValueError(f"precision: expected one of {PRECISIONS}, got {precision!r}")
     device = find_device(variant)
-    settings = functools.partial(Settings, device, precision)
+    placed = functools.partial(jax.default_device, device) if variant else nullcontext
     return Backend(
         name=f"jax:{variant}" if variant else "jax",
         xp=jnp,
@@ -35,7 +35,7 @@ def make(variant: str | None = None, *, precision: str = "highest") -> Backend:
         to_numpy=functools.partial(jax.tree.map, np.array),
         synchronize=jax.block_until_ready,
         packs=0,
-        jit=functools.cache(functools.partial(jit, settings)),
+        jit=functools.cache(functools.partial(jit, placed, precision)),
         scan=scan,
         take=take,
         random_bits=random_bits,
@@ -54,15 +54,6 @@ def find_device(variant: str | None) -> Any:
         raise ValueError(f"backend 'jax:{variant}': JAX sees no such device, only {seen}") from error
 
 
-class Settings(ExitStack):
-    """The device and the precision of products, in force while it is entered."""
-
-    def __init__(self, device: Any, precision: str) -> None:
-        super().__init__()
-        self.enter_context(jax.default_device(device))
-        self.enter_context(jax.default_matmul_precision(precision))
-
-
 def asarray(device: Any, x: Any, dtype: Any = None) -> Array:
     """A copy on the device. ``device_put`` alone could alias NumPy's memory; a copy nobody else has may be aliased."""
     if isinstance(x, jax.Array):  # also while it is being traced
@@ -70,13 +61,21 @@ def asarray(device: Any, x: Any, dtype: Any = None) -> Array:
     return jax.device_put(np.array(x, dtype=dtype), device)
 
 
-def jit(settings: Callable[[], Any], fn: Any, static: tuple[str, ...] = (), donate: tuple[str, ...] = ()) -> Any:
-    """``jax.jit`` under the backend's settings; ``call.compiled._cache_size()`` counts the compilations."""
-    compiled = jax.jit(fn, static_argnames=static, donate_argnames=donate)
+def jit(
+    placed: Callable[[], Any], precision: str, fn: Any, static: tuple[str, ...] = (), donate: tuple[str, ...] = ()
+) -> Any:
+    """``jax.jit`` on the device, with products of this precision; ``call.compiled._cache_size()`` counts compilations."""
+
+    @functools.wraps(fn)
+    def traced(*args: Any, **kwargs: Any) -> Any:
+        with jax.default_matmul_precision(precision):
+            return fn(*args, **kwargs)
+
+    compiled = jax.jit(traced, static_argnames=static, donate_argnames=donate)
 
     @functools.wraps(fn)
     def call(*args: Any, **kwargs: Any) -> Any:
-        with settings():
+        with placed():
             return compiled(*args, **kwargs)
 
     call.compiled = compiled  # type: ignore[attr-defined]

@@ -21,7 +21,11 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
 
 
 def side_by_side(cases: dict[str, Callable[[], Any]], repeats: int = 7) -> dict[str, dict[str, Any]]:
-    """Seconds of every case as least, median and greatest: one warm-up each, then in turns A B C A B C …"""
+    """Seconds of every case as least, median and greatest: one warm-up each, then in turns A B C A B C …
+
+    ``ratio`` is the median over the turns of a case's seconds by those of the first case in the same turn, which
+    holds where the machine's speed drifts.
+    """
     for case in cases.values():
         case()
     seconds: dict[str, list[float]] = {name: [] for name in cases}
@@ -30,7 +34,16 @@ def side_by_side(cases: dict[str, Callable[[], Any]], repeats: int = 7) -> dict[
             start = perf_counter()
             case()
             seconds[name].append(perf_counter() - start)
-    return {name: {"min": min(found), "median": median(found), "max": max(found)} for name, found in seconds.items()}
+    first = next(iter(seconds.values()))
+    return {
+        name: {
+            "min": min(found),
+            "median": median(found),
+            "max": max(found),
+            "ratio": median(own / other for own, other in zip(found, first, strict=True)),
+        }
+        for name, found in seconds.items()
+    }
 
 
 def machine() -> dict[str, Any]:

@@ -8,6 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from fnmatch import fnmatch
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -18,15 +19,15 @@ import minimodel as mm
 from minimodel.bench.common import arguments, report, side_by_side
 
 RATE, MOMENTUM = 0.02, 0.9
-SIZES = {"small": ((64, 32, 10), 32, 1_440, 20), "large": ((784, 300, 100, 10), 128, 12_800, 2)}
-CASES = (
-    ("small", "numpy", 1),
-    ("small", "numpy", 16),
-    ("large", "numpy", 1),
-    ("small", "jax", 1),
-    ("small", "jax", 64),
-    ("large", "jax", 1),
-    ("large", "jax", 64),
+SIZES = {"small": ((64, 32, 10), 32), "large": ((784, 300, 100, 10), 128)}  # layers, batch
+CASES = (  # size, backend, networks, rows, epochs
+    ("small", "numpy", 1, 1_440, 20),
+    ("small", "numpy", 16, 1_440, 20),
+    ("large", "numpy", 1, 12_800, 5),
+    ("small", "jax", 1, 1_440, 20),
+    ("small", "jax", 64, 1_440, 20),
+    ("large", "jax", 1, 12_800, 5),
+    ("large", "jax", 64, 1_280, 2),
 )
 Case = Callable[[], list[Any]]  # returns the weights and biases that were found, in turn
 
@@ -35,16 +36,16 @@ def main() -> None:
     """Print and store the tables."""
     parser = arguments(__doc__)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--only", help="only what has this in its name, as small-numpy-16")
+    parser.add_argument("--only", help="only cases of this name, as small-numpy-16, or large-*")
     parser.add_argument("--repeats", type=int, default=7)
     options = parser.parse_args()
     pin(options.threads)
     results = {}
-    for size, backend, members in CASES:
+    for size, backend, members, rows, epochs in CASES:
         name = f"{size}-{backend}-{members}"
-        if options.only and options.only not in name:
+        if options.only and not fnmatch(name, options.only):
             continue
-        results[name] = compare(size, backend, members, options.repeats, options.threads)
+        results[name] = compare(size, backend, members, rows, epochs, options.repeats, options.threads)
         show(name, results[name])
     report({"threads": options.threads, "results": results}, options.out)
 
@@ -56,9 +57,11 @@ def pin(threads: int) -> None:
         os.execv(sys.executable, [sys.executable, "-m", "minimodel.bench.descent", *sys.argv[1:]])
 
 
-def compare(size: str, backend: str, members: int, repeats: int, threads: int) -> dict[str, Any]:
-    """Microseconds a step and network of every case, and their final training losses."""
-    sizes, batch, rows, epochs = SIZES[size]
+def compare(
+    size: str, backend: str, members: int, rows: int, epochs: int, repeats: int, threads: int
+) -> dict[str, Any]:
+    """Microseconds a step and network of every case, how many times ours that is, and the final training losses."""
+    sizes, batch = SIZES[size]
     data = problem(sizes, rows)
     population = members if members > 1 else None
     cases: dict[str, Case] = {"minimodel": partial(ours, data, sizes, batch, epochs, backend, population)}
@@ -72,9 +75,10 @@ def compare(size: str, backend: str, members: int, repeats: int, threads: int) -
     seconds = side_by_side(cases, repeats)
     found = {}
     for name, times in seconds.items():
-        alone = name in ("scikit-learn", "PyTorch")  # they train one network
-        steps = rows // batch * epochs * (1 if alone else members)
-        found[name] = {part: time / steps * 1e6 for part, time in times.items()} | {"loss": losses[name]}
+        trained = 1 if name in ("scikit-learn", "PyTorch") else members
+        unit = 1e6 / (rows // batch * epochs * trained)
+        found[name] = {part: times[part] * unit for part in ("min", "median", "max")}
+        found[name] |= {"ratio": times["ratio"] * members / trained, "loss": losses[name]}
     return found
 
 
@@ -227,14 +231,11 @@ def final_loss(leaves: list[Any], data: mm.Splits) -> float | None:
 
 
 def show(name: str, found: dict[str, Any]) -> None:
-    """One line a case, with the ratio of medians to ours."""
+    """One line a case."""
     print(f"\n{name}: µs a step and network, median (least to greatest), times ours, final training loss")
     for case, row in found.items():
-        ratio = row["median"] / found["minimodel"]["median"]
-        loss = "" if row["loss"] is None else f"{row['loss']:.4f}"
-        print(
-            f"{case:<17} {row['median']:9.1f} ({row['min']:.1f} to {row['max']:.1f})  {ratio:6.2f}×  {loss}", flush=True
-        )
+        loss, spread = "" if row["loss"] is None else f"{row['loss']:.4f}", f"({row['min']:.1f} to {row['max']:.1f})"
+        print(f"{case:<17} {row['median']:9.1f} {spread:<20} {row['ratio']:6.2f}×  {loss}", flush=True)
 
 
 if __name__ == "__main__":

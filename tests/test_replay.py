@@ -130,7 +130,7 @@ def test_sums_are_products_with_ones(fast, reduce, axis, shape):
 
     inputs, carry = xs(*shape), np.zeros(1, np.float32)
     tape = replay.record(step, carry, inputs[0])
-    assert any(np.matmul in (call, getattr(call, "func", None)) for call in tape.calls)
+    assert not any(np.add.reduce == getattr(call, "func", None) for call in tape.calls)
     found, expected = both(step, carry, inputs)
     bound = shape[axis] * 2.0**-23 * np.abs(inputs).sum(axis=axis)
     assert (np.abs(found[1] - expected[1]) <= bound).all()

@@ -112,8 +112,9 @@ def fit(
     given = Traced(numbers, masks_on(static, masks), seen, blurs, active)
     restart = backend.jit(begin, static=("static",), donate=("params", "opt_state"))
     revive = backend.jit(survivors, static=("static",), donate=("state",))
+    purposes = random.fold_in(keys, np.arange(3))
     if params is None:
-        params = problem.network.init(random.fold_in(keys, INIT), backend=backend)
+        params = problem.network.init(purposes[..., INIT, :], backend=backend)
     else:
         params = to_backend(backend, params)
     params = enter(static, params)
@@ -129,7 +130,7 @@ def fit(
 
     noisy = noise.inputs is not None or noise.hidden is not None
     uses = (ORDER, NOISE) if noisy else (ORDER,)
-    draws = Draws(*(random.fold_in(random.fold_in(keys, use), np.arange(epochs)) for use in uses))
+    draws = Draws(*(random.fold_in(purposes[..., use, :], np.arange(epochs)) for use in uses))
     loop, since = Loop.of(problem, static, draws, optimizer.schedule, callback), 0
     for done in range(log.done, epochs):
         new = None
@@ -176,14 +177,14 @@ class Log:
 
     def next_rates(self, schedule: schedules.Schedule, steps: int) -> np.ndarray:
         """The learning rates of the next steps, checked."""
-        run = schedules.Run(self.epochs * self.steps, self.steps, np.stack(self.validation))
+        run = schedules.Run(self.epochs * self.steps, self.steps, np.asarray(self.validation))
         rates = np.asarray(schedule(np.arange(self.step, self.step + steps), run))
         shape = self.validation[0].shape
         if rates.shape not in ((steps,), (steps, *shape)) or rates.dtype.kind not in "iuf":
             raise ValueError(
                 f"learning_rate: the schedule must give ({steps},) or {(steps, *shape)}, got {rates.shape}"
             )
-        if not (np.isfinite(rates) & (rates >= 0)).all():
+        if not 0 <= rates.min() <= rates.max() < np.inf:
             raise ValueError(f"learning_rate: the schedule gave {rates.min()} to {rates.max()} at step {self.step}")
         self.rates.append(rates)
         self.step += steps
@@ -241,13 +242,14 @@ def one_epoch(state: State, given: Traced, log: Log, loop: Loop) -> tuple[State,
         rates = log.next_rates(loop.schedule, steps).astype(np.float32)
         key = tree.map(partial(random.fold_in, index=number), keys) if problem.streamed else keys
         if log.step == (done + 1) * log.steps:
-            state, losses, loss = loop.run_last(state, rows, problem.validation, key, rates, given, static=static)
-            log.validation.append(backend.to_numpy(loss))
+            state, *found = loop.run_last(state, rows, problem.validation, key, rates, given, static=static)
         else:
-            state, losses = loop.run_chunk(state, rows, key, rates, given, static=static)
-        log.losses.append(backend.to_numpy(losses))
+            state, *found = loop.run_chunk(state, rows, key, rates, given, static=static)
+        losses, *loss = map(backend.to_numpy, found)
+        log.losses.append(losses)
+        log.validation += loss
         stop = loop.callback and loop.callback(log.progress())
-        if (isinstance(stop, bool | np.bool_) and stop) or not np.isfinite(log.losses[-1][-1]).any():
+        if (isinstance(stop, bool | np.bool_) and stop) or not np.isfinite(losses[-1]).any():
             return state, True
     return state, False
 
