@@ -8,6 +8,7 @@ runs as it is. All is done to the bit but sums, which BLAS adds as products with
 """
 
 import functools
+from collections import defaultdict
 from collections.abc import Callable
 from contextvars import ContextVar
 from functools import partial
@@ -76,6 +77,7 @@ class Tape:
 
     def __init__(self) -> None:
         self.calls: list[Callable[[], Any]] = []
+        self.free: dict[Any, list[np.ndarray]] = defaultdict(list)  # buffers that no later call will read
         self.carry: Tree = None
         self.x: Tree = None
         self.ys: Tree = None
@@ -85,10 +87,12 @@ class Tape:
         plain, named = raw(args), {name: raw(value) for name, value in kwargs.items()}
         result = np.asarray(fn(*plain, **named))
         if fn in VIEWS and any(np.shares_memory(result, arg) for arg in plain if isinstance(arg, np.ndarray)):
-            return Recorded(result, self)  # the buffer stays, and so does a view of it
-        buffer = np.array(result)
+            return Recorded(result, self, args)  # the buffer stays, and so does a view of it
+        unused = self.free[result.shape, result.dtype]
+        buffer = unused.pop() if unused else np.empty_like(result, order="C")
+        buffer[...] = result
         self.calls += into(buffer, fn, plain, named)
-        return Recorded(buffer, self)
+        return Temporary(buffer, self)
 
 
 def into(buffer: np.ndarray, fn: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> list[Callable[[], Any]]:
@@ -128,19 +132,19 @@ def write(ufunc: np.ufunc, args: Any, kwargs: dict[str, Any], out: np.ndarray) -
 class Recorded(NDArrayOperatorsMixin):
     """Stands for an array while a step is recorded."""
 
-    def __init__(self, value: np.ndarray, tape: Tape) -> None:
-        self.value, self.tape = value, tape
+    def __init__(self, value: np.ndarray, tape: Tape, base: Any = None) -> None:
+        self.value, self.tape, self.base = value, tape, base  # a view keeps alive what it is a view of
 
     shape = property(lambda self: self.value.shape)
     ndim = property(lambda self: self.value.ndim)
     dtype = property(lambda self: self.value.dtype)
-    mT = property(lambda self: Recorded(self.value.mT, self.tape))
+    mT = property(lambda self: Recorded(self.value.mT, self.tape, self))
 
     def __getitem__(self, index: Any) -> "Recorded":
         view = self.value[index]
         if not (isinstance(view, np.ndarray) and np.shares_memory(view, self.value)) and view.size:
             raise TypeError("only views are recorded")
-        return Recorded(view, self.tape)
+        return Recorded(view, self.tape, self)
 
     def __array_namespace__(self, **kwargs: Any) -> Any:
         return np
@@ -174,6 +178,13 @@ class Recorded(NDArrayOperatorsMixin):
         call()
         self.tape.calls.append(call)
         return target
+
+
+class Temporary(Recorded):
+    """A result; when nothing in the step refers to it any more, its buffer is free for later results."""
+
+    def __del__(self) -> None:
+        self.tape.free[self.value.shape, self.value.dtype].append(self.value)
 
 
 def raw(values: Any) -> Any:

@@ -23,7 +23,7 @@ SIZES = {"small": ((64, 32, 10), 32), "large": ((784, 300, 100, 10), 128)}  # la
 CASES = (  # size, backend, networks, rows, epochs
     ("small", "numpy", 1, 1_440, 20),
     ("small", "numpy", 16, 1_440, 20),
-    ("large", "numpy", 1, 12_800, 5),
+    ("large", "numpy", 1, 12_800, 10),
     ("small", "jax", 1, 1_440, 20),
     ("small", "jax", 64, 1_440, 20),
     ("large", "jax", 1, 12_800, 5),
