@@ -64,7 +64,7 @@ def asarray(device: Any, x: Any, dtype: Any = None) -> Array:
 def jit(
     placed: Callable[[], Any], precision: str, fn: Any, static: tuple[str, ...] = (), donate: tuple[str, ...] = ()
 ) -> Any:
-    """``jax.jit`` on the device, with products of this precision; ``call.compiled._cache_size()`` counts compilations."""
+    """``jax.jit`` on the device, products of this precision; ``call.compiled._cache_size()`` counts compilations."""
 
     @functools.wraps(fn)
     def traced(*args: Any, **kwargs: Any) -> Any:

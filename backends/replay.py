@@ -27,7 +27,7 @@ WORTHWHILE = 4  # steps; a shorter scan is over before a record pays
 REDUCTIONS = {np.sum: np.add, np.max: np.maximum, np.min: np.minimum, np.any: np.logical_or, np.all: np.logical_and}
 SUMS = {np.sum: lambda n: 1, np.mean: lambda n: 1 / n}  # what each of n numbers is multiplied with
 INTO = {np.clip, np.concatenate, np.round}  # functions that can write where they are told
-CONSTANTS = {np.zeros_like, np.ones_like}
+CONSTANTS: set[Any] = {np.zeros_like, np.ones_like}
 VIEWS = {np.reshape, np.moveaxis, np.broadcast_to, np.expand_dims, np.squeeze, np.matrix_transpose}
 
 
@@ -108,8 +108,8 @@ def into(buffer: np.ndarray, fn: Callable[..., Any], args: Any, kwargs: dict[str
         copy = partial(columns.__setitem__, ..., np.moveaxis(x, -1, 0))
         return [copy, partial(fn, columns, axis=0, out=result)]
     if fn is np.concatenate and kwargs == {"axis": -1}:
-        ends = np.cumsum([part.shape[-1] for part in x])
-        return [partial(buffer[..., end - part.shape[-1] : end].__setitem__, ..., part) for part, end in zip(x, ends)]
+        pieces = np.split(buffer, np.cumsum([part.shape[-1] for part in x])[:-1], axis=-1)
+        return [partial(piece.__setitem__, ..., part) for piece, part in zip(pieces, x, strict=True)]
     if isinstance(fn, np.ufunc):
         return [write(fn, args, kwargs, buffer)]
     if fn in INTO or isinstance(getattr(fn, "__self__", None), np.ufunc):
@@ -118,15 +118,15 @@ def into(buffer: np.ndarray, fn: Callable[..., Any], args: Any, kwargs: dict[str
 
 
 def write(ufunc: np.ufunc, args: Any, kwargs: dict[str, Any], out: np.ndarray) -> Callable[[], Any]:
-    """The call ufunc(*args, out): numbers as arrays and ``out`` by its place take half the time, a dot a third."""
-    if kwargs or ufunc in (np.maximum, np.minimum):  # these two want it by its name
+    """The call ufunc(*args, out). On small arrays a dot takes half as long as a matmul, and Python's numbers and names
+    of arguments take as long as an addition."""
+    if kwargs or ufunc in (np.maximum, np.minimum):  # these two want out by its name
         return partial(ufunc, *args, **kwargs, out=out)
-    arrays = [arg for arg in args if isinstance(arg, np.ndarray)]
-    if ufunc is np.matmul and max(arg.ndim for arg in args) <= 2 and out.flags.c_contiguous:
+    if ufunc is np.matmul and all(arg.ndim <= 2 for arg in args):
         return partial(args[0].dot, args[1], out)
-    exact = {int: "iuf", float: "f"}
-    kind, dtype = arrays[0].dtype.kind, arrays[0].dtype
-    return partial(ufunc, *(np.asarray(x, dtype) if kind in exact.get(type(x), "") else x for x in args), out)
+    dtype = next(arg.dtype for arg in args if isinstance(arg, np.ndarray))
+    kept = {int: "iuf", float: "f"}  # the kinds of arrays that a number of this type takes the dtype of
+    return partial(ufunc, *(np.asarray(x, dtype) if dtype.kind in kept.get(type(x), "") else x for x in args), out)
 
 
 class Recorded(NDArrayOperatorsMixin):

@@ -49,14 +49,16 @@ class DivergedError(RuntimeError):
     step               the step at which it did, from 0
     last_finite_loss   the training loss before
     model              the best model up to there, finite
+    last               the last finite model: after the last epoch whose validation loss was finite
     """
 
-    def __init__(self, algorithm: str, step: int, last_finite_loss: float, model: Any) -> None:
+    def __init__(self, algorithm: str, step: int, last_finite_loss: float, model: Any, last: Any) -> None:
         super().__init__(
             f"{algorithm} diverged at step {step}; the last finite loss was {last_finite_loss:.6g}. "
-            "Lower the learning rate, or check the scale of the data; the error's .model is the best one before"
+            "Lower the learning rate, or check the scale of the data; the error's .model is the best one before, "
+            "its .last the last finite one"
         )
-        self.step, self.last_finite_loss, self.model = step, last_finite_loss, model
+        self.step, self.last_finite_loss, self.model, self.last = step, last_finite_loss, model, last
 
 
 def prepare(

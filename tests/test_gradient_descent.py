@@ -827,6 +827,27 @@ def test_a_run_that_diverges_says_where_and_keeps_the_best(backend, population):
     assert np.isfinite(error.model.evaluate(regression().validation).loss).all()
 
 
+def test_a_run_that_diverges_keeps_the_last_finite_model(backend):
+    """That after the last epoch with a finite validation loss, where a shorter run ends; it is not the best."""
+    network, data = mm.Network((4, 3), "identity"), regression()
+    options = {"seed": 0, "backend": backend, "batch_size": 16, "optimizer": optimizers.sgd(3.0)}
+    with pytest.raises(mm.DivergedError) as caught:
+        mm.gradient_descent(network, data, epochs=200, **options)
+    finite = np.flatnonzero(np.isfinite(caught.value.model.history["validation_loss"]))
+    shorter = mm.gradient_descent(network, data, epochs=int(finite[-1]), **options)
+    assert finite[-1] > 0
+    for ours, theirs in zip(tree.leaves(caught.value.last.params), tree.leaves(shorter.state.params), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4)
+    assert not np.array_equal(caught.value.last.params[0].weight, caught.value.model.params[0].weight)
+
+
+def test_every_member_that_diverges_keeps_its_last_finite_model(backend):
+    with pytest.raises(mm.DivergedError) as caught:
+        diverge(backend, population=3)
+    assert caught.value.last.population == 3
+    assert all(np.isfinite(leaf).all() for leaf in tree.leaves(caught.value.last.params))
+
+
 def test_a_run_that_diverges_stops_there(backend):
     """Not all of its epochs are run."""
     seen = []

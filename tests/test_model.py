@@ -295,7 +295,9 @@ def test_a_member_is_that_network(make):
 def test_the_best_member_is_that_of_the_lowest_validation_loss(kept, best):
     """Of equals the first."""
     subject = random_model(population=3)
-    found = replace(subject, state=State(subject.params, None, subject.params, np.array(kept, np.float32))).best()
+    found = replace(
+        subject, state=State(subject.params, None, subject.params, np.array(kept, np.float32), subject.params)
+    ).best()
     assert found.population is None and found.state is None
     np.testing.assert_array_equal(found.params[0].weight, subject.params[0].weight[best])
 

@@ -79,7 +79,7 @@ def prune(
         remask=remask if gradual else None,
         **training,
     )
-    return finished("prune", run, replace(model, params=run.state.best, quantized=None, bits=None))
+    return finished("prune", run, lambda params: replace(model, params=params, quantized=None, bits=None))
 
 
 def to_remove(network: Network, sparsity: Any, count: Any, scope: str) -> list[float]:

@@ -63,10 +63,13 @@ def quantize(
         values=to_backend(backend, quantizers),
         **training,
     )
-    best = run.state.best
-    integers = tuple(qarray.quantize(layer.weight, q) for layer, q in zip(best, quantizers, strict=True))
-    rounded = tuple(Layer(qarray.dequantize(q), layer.bias) for q, layer in zip(integers, best, strict=True))
-    return finished("quantize", run, replace(model, params=rounded, quantized=integers, bits=int(bits)))
+
+    def rounded(params: Params) -> Model:
+        integers = tuple(qarray.quantize(layer.weight, q) for layer, q in zip(params, quantizers, strict=True))
+        values = tuple(Layer(qarray.dequantize(q), layer.bias) for q, layer in zip(integers, params, strict=True))
+        return replace(model, params=values, quantized=integers, bits=int(bits))
+
+    return finished("quantize", run, rounded)
 
 
 def _round(quantizers: tuple[Quantizer, ...], params: Params) -> Params:

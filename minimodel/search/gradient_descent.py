@@ -64,4 +64,4 @@ def gradient_descent(
         params = check_params(network, params, population)
     masks = getattr(resume, "masks", None) if masks is None else check_masks(network, masks, population)
     run = fit(problem, keys=keys, params=params, masks=masks, resume=resume, **training)
-    return finished("gradient_descent", run, new_model(network, run.state.best, problem.loss, data))
+    return finished("gradient_descent", run, lambda params: new_model(network, params, problem.loss, data))

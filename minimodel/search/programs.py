@@ -75,6 +75,7 @@ class State(NamedTuple):
     opt_state: Tree
     best: Params  # the best on validation so far, as it is used
     best_loss: Array  # (*population,)
+    last: Params  # the last after an epoch with a finite validation loss, as it is used
 
 
 def enter(static: Static, values: Tree) -> Tree:
@@ -99,8 +100,11 @@ def begin(params: Params, opt_state: Tree, validation: Rows, given: Traced, *, s
     """Enforce the masks on the parameters and the optimizer's state, new if None; the best so far is where we stand."""
     params = masked(params, given.masks)
     opt_state = static.rule.init(params) if opt_state is None else masked(opt_state, given.masks)
-    best = tree.map(lambda p: static.backend.xp.asarray(p, copy=True), static.rule.read(params, opt_state))
-    return State(params, opt_state, best, nan_last(validation_loss(best, validation, given, static)))
+    best, last = (
+        tree.map(lambda p: static.backend.xp.asarray(p, copy=True), static.rule.read(params, opt_state))
+        for _ in range(2)  # donated buffers must be distinct
+    )
+    return State(params, opt_state, best, nan_last(validation_loss(best, validation, given, static)), last)
 
 
 def survivors(state: State, *, static: Static) -> State:
@@ -136,8 +140,12 @@ def epoch(
     xp, used = static.backend.xp, static.rule.read(state.params, state.opt_state)
     loss = validation_loss(used, validation, given, static)
     better = (loss < state.best_loss) & given.active
-    best = tree.map(lambda old, new: xp.where(align(better, new), new, old), state.best, used)
-    return State(state.params, state.opt_state, best, xp.where(better, loss, state.best_loss)), found, loss
+
+    def chosen(which: Array, old: Params) -> Params:
+        return tree.map(lambda old, new: xp.where(align(which, new), new, old), old, used)
+
+    best, last = chosen(better, state.best), chosen(xp.isfinite(loss), state.last)
+    return State(state.params, state.opt_state, best, xp.where(better, loss, state.best_loss), last), found, loss
 
 
 def descend(

@@ -109,7 +109,7 @@ def random_search(
     log = {"loss": np.concatenate(history) if history else np.empty(0, np.float32)}
     model = replace(new_model(network, best.params, problem.loss, data), history=log)
     if not np.isfinite(best.fitness):
-        raise DivergedError("random_search", 0, float("nan"), model)
+        raise DivergedError("random_search", 0, float("nan"), model, model)
     return model
 
 

@@ -91,8 +91,9 @@ def fit(
 ) -> Fit:
     """The loop behind ``gradient_descent`` and behind the retraining of pruning and quantization.
 
-    Without ``params`` it starts from ``network.init``. ``remask(epoch, params)`` may give new masks before an epoch: they are enforced at once on the parameters and
-    on the optimizer's state, and the best is sought anew among the models that obey them.
+    Without ``params`` it starts from ``network.init``. ``remask(epoch, params)`` may give new masks before an epoch:
+    they are enforced at once on the parameters and on the optimizer's state, and the best is sought anew among the
+    models that obey them.
     """
     members, backend = keys.shape[:-1], problem.backend
     optimizer = check_optimizer(optimizer or optimizers.adam(schedules.cosine(1e-3)), members)
@@ -122,7 +123,7 @@ def fit(
         state = restart(params, None, problem.validation, given, static=static)
         log = Log(epochs, problem.rows // batch_size, np.array(backend.to_numpy(state.best_loss))[None])
     else:
-        like = leave(static, State(params, rule.init(params), params, active))
+        like = leave(static, State(params, rule.init(params), params, active, params))
         log = check_resumed(resume, like, problem.network, Log(epochs, problem.rows // batch_size, [0]))
         state = enter(static, to_backend(backend, resume.state))
         if masks is not resume.masks:
@@ -321,11 +322,16 @@ def diverged_at(losses: np.ndarray, validation: np.ndarray) -> int | None:
     return int(np.flatnonzero(alive)[-1]) + 1 if alive.any() else 0
 
 
-def finished(algorithm: str, run: Fit, model: Model) -> Model:
-    """The model with what the run found, or DivergedError with it."""
-    params = tree.map(lambda leaf: leaf + 0.0, model.params)  # −0 becomes 0, as it comes back from a file
-    model = replace(model, params=params, masks=run.masks, history=run.history, state=run.state)
+def finished(algorithm: str, run: Fit, model_of: Callable[[Params], Model]) -> Model:
+    """The model of the best parameters, with what the run found, or DivergedError with it."""
+
+    def complete(params: Params) -> Model:
+        model = model_of(params)
+        params = tree.map(lambda leaf: leaf + 0.0, model.params)  # −0 becomes 0, as it comes back from a file
+        return replace(model, params=params, masks=run.masks, history=run.history, state=run.state)
+
     if run.diverged_at is None:
-        return model
+        return complete(run.state.best)
     finite = run.history["loss"][np.isfinite(run.history["loss"])]
-    raise DivergedError(algorithm, run.diverged_at, finite[-1] if len(finite) else np.nan, model)
+    loss = finite[-1] if len(finite) else np.nan
+    raise DivergedError(algorithm, run.diverged_at, loss, complete(run.state.best), complete(run.state.last))
