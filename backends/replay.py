@@ -25,7 +25,8 @@ from minimodel.tree import Tree
 
 WORTHWHILE = 4  # steps; a shorter scan is over before a record pays
 REDUCTIONS = {np.sum: np.add, np.max: np.maximum, np.min: np.minimum, np.any: np.logical_or, np.all: np.logical_and}
-SUMS = {np.sum: lambda n: 1, np.mean: lambda n: 1 / n}  # what each of n numbers is multiplied with
+# What each of n numbers is multiplied with.
+SUMS: dict[Any, Callable[[int], float]] = {np.sum: lambda n: 1, np.mean: lambda n: 1 / n}
 INTO = {np.clip, np.concatenate, np.round}  # functions that can write where they are told
 CONSTANTS: set[Any] = {np.zeros_like, np.ones_like}
 VIEWS = {np.reshape, np.moveaxis, np.broadcast_to, np.expand_dims, np.squeeze, np.matrix_transpose}
@@ -158,8 +159,8 @@ class Recorded(NDArrayOperatorsMixin):
     def __array_function__(self, fn: Any, types: Any, args: Any, kwargs: Any) -> Any:
         if fn in CONSTANTS:
             return fn(*raw(args), **kwargs)
-        if fn in SUMS and kwargs in ({"axis": -1}, {"axis": -2}):
-            x, at = args[0], kwargs["axis"]
+        x, at = args[0], kwargs.get("axis")
+        if fn in SUMS and kwargs in ({"axis": -1}, {"axis": -2}) and x.dtype.kind == "f":
             weights = np.full(x.shape[at], SUMS[fn](x.shape[at]), x.dtype)
             return self.tape.call(np.matmul, *((x, weights) if at == -1 else (weights, x)))
         if fn in REDUCTIONS:

@@ -136,6 +136,11 @@ def test_sums_are_products_with_ones(fast, reduce, axis, shape):
     assert (np.abs(found[1] - expected[1]) <= bound).all()
 
 
+def test_counts_stay_counts(fast):
+    found, expected = both(lambda c, x: (c, np.sum(x > 0, axis=-1)), np.zeros(1, np.float32), xs(3, 5))
+    assert_same(found, expected)
+
+
 # What cannot be recorded runs as it is.
 
 
