@@ -45,10 +45,10 @@ def make(variant: str | None = None, *, xp: Any = None, debug: bool = False) -> 
     )
 
 
-def asarray(xp: Any, x: Any, dtype: Any = None) -> Array:
-    """A copy of ``x`` as an array of ``xp``."""
+def asarray(xp: Any, x: Any, dtype: Any = None, copy: bool = True) -> Array:
+    """A copy of ``x`` as an array of ``xp``, or where it need not be one, x itself if it can."""
     own = hasattr(x, "__array_namespace__") and x.__array_namespace__() is xp
-    return xp.asarray(x if own else np.asarray(x), dtype=dtype, copy=True)
+    return xp.asarray(x if own else np.asarray(x), dtype=dtype, copy=copy or None)
 
 
 def eager_jit(xp: Any, fn: Callable[..., Any], static: tuple[str, ...] = (), donate: tuple[str, ...] = ()) -> Any:

@@ -15,7 +15,8 @@ class Backend:
     name             as given to ``load``
     xp               the Array-API namespace
     devices          the devices it sees, in words; for people and run records
-    asarray          (x, dtype=None) -> array; always a copy, never an alias of host memory
+    asarray          (x, dtype=None, copy=True) -> array; a copy, never an alias of host memory, but with copy=False,
+                     for an array that nobody else will write to
     to_numpy         (tree) -> tree of NumPy arrays; the only way from the device to the host
     synchronize      (tree) -> the same tree, once it has been computed
     packs            networks, with their population, of up to so many parameters are trained as one array: where

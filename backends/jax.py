@@ -54,11 +54,11 @@ def find_device(variant: str | None) -> Any:
         raise ValueError(f"backend 'jax:{variant}': JAX sees no such device, only {seen}") from error
 
 
-def asarray(device: Any, x: Any, dtype: Any = None) -> Array:
+def asarray(device: Any, x: Any, dtype: Any = None, copy: bool = True) -> Array:
     """A copy on the device. ``device_put`` alone could alias NumPy's memory; a copy nobody else has may be aliased."""
     if isinstance(x, jax.Array):  # also while it is being traced
         return jax.device_put(jnp.array(x, dtype=dtype, copy=True), device)
-    return jax.device_put(np.array(x, dtype=dtype), device)
+    return jax.device_put(np.array(x, dtype=dtype, copy=copy or None), device)
 
 
 def jit(

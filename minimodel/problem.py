@@ -7,7 +7,7 @@ import numpy as np
 
 from minimodel import losses, random, tree
 from minimodel.backends import Backend
-from minimodel.datasets import Dataset, Splits
+from minimodel.datasets import Dataset, Splits, all_finite
 from minimodel.losses import Loss
 from minimodel.network import Layer, Network, Params
 from minimodel.streams import CHUNK, Stream, prefetched
@@ -85,12 +85,17 @@ def prepare(
     loss = losses.get(loss)
 
     def rows(part: Dataset, name: str, weigh: Callable[[np.ndarray], Any] = lambda y: None) -> Rows:
-        x, y = check_data(network, loss, part, name)
-        weight = weigh(y)
-        x = fitted.normalization(x) if fitted.normalization else x
-        y = fitted.targets(y) if loss.scaled and fitted.targets else y
-        t = losses.one_hot(y, network.layer_sizes[-1], np.float32) if loss.labels else y
-        return to_backend(backend, Rows(x, t, weight))
+        x, y = check_data(network, loss, part, name, looked_at=isinstance(data, Stream))
+        t = fitted.targets(y) if loss.scaled and fitted.targets else y
+        t = losses.one_hot(y, network.layer_sizes[-1], np.float32) if loss.labels else t
+        made = Rows(fitted.normalization(x) if fitted.normalization else x, t, weigh(y))
+
+        def moved(leaf: np.ndarray) -> Array:
+            """What is still the caller's own memory is copied."""
+            given = np.may_share_memory(leaf, x) or np.may_share_memory(leaf, y)
+            return backend.asarray(leaf, backend.xp.float32, copy=given)
+
+        return tree.map(moved, made)
 
     if isinstance(data, Splits):
         train = (rows(data.train, "train", lambda y: row_weights(y, loss, network, sample_weight, class_weight)),)
@@ -166,8 +171,11 @@ def check_weights(name: str, weights: Any, n: int) -> np.ndarray:
     return found / found.max()  # only ratios matter, and their products must not overflow
 
 
-def check_data(network: Network, loss: Loss, data: Dataset, name: str = "data") -> Dataset:
-    """The data with targets as the loss takes them; ValueError where something does not fit."""
+def check_data(network: Network, loss: Loss, data: Dataset, name: str = "data", looked_at: bool = False) -> Dataset:
+    """The data with targets as the loss takes them; ValueError where something does not fit.
+
+    ``looked_at``: somebody saw already that all numbers are finite.
+    """
     if not isinstance(data, Dataset):
         raise TypeError(f"{name}: expected a Dataset(x, y), got {type(data).__name__}")
     x, y = np.asarray(data.x), np.asarray(data.y)
@@ -179,7 +187,7 @@ def check_data(network: Network, loss: Loss, data: Dataset, name: str = "data") 
         raise ValueError(f"{name}: expected x and y of one length of at least 1, got {len(x)} and {len(y)}")
     if x.dtype.kind not in "uifb" or y.dtype.kind not in "uifb":
         raise ValueError(f"{name}: x and y must be numbers, got {x.dtype} and {y.dtype}")
-    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+    if not (looked_at or (all_finite(x) and all_finite(y))):
         raise ValueError(f"{name}: x or y holds NaN or infinity; remove or fill it")
     if not loss.labels:
         y = (y[:, None] if y.ndim == 1 else y).astype(np.float32)

@@ -84,6 +84,10 @@ class Stream:
             raise ValueError(f"batches: expected {self.rows} rows in every epoch, got {done}{more} in epoch {epoch}")
 
 
+class Checked(Dataset):
+    """Rows whose numbers were looked at."""
+
+
 def prefetched(iterator: Iterator[Item]) -> Iterator[Item]:
     """The items, each of them made on a background thread while the one before is in use."""
     end = object()
@@ -180,7 +184,7 @@ class _Files:
     blocks: int
     held: np.ndarray  # the rows that are held out, ascending
 
-    def read(self, numbers: Iterable[int], *, training: bool) -> Iterator[Dataset]:
+    def read(self, numbers: Iterable[int], *, training: bool) -> Iterator[Checked]:
         """The rows of blocks that are for training or that are held out, checked here, where their place is known."""
         for i in numbers:
             first, stop = (int(j) * self.shapes[0][0] // self.blocks for j in (i, i + 1))
@@ -188,14 +192,14 @@ class _Files:
             if len(rows := np.setdiff1d(np.arange(first, stop), held, assume_unique=True) if training else held):
                 kind = "training" if training else "held-out"
                 name = f"{self.paths[0]}, {self.paths[1]}: of {len(rows)} {kind} rows from {rows[0]} to {rows[-1]}"
-                yield _check(name, self.copied(rows), self.task)
+                yield Checked(*_check(name, self.copied(rows), self.task))
 
     def copied(self, rows: np.ndarray) -> tuple[np.ndarray, ...]:
         """A mapping counts as memory in use for as long as it lives: there is a new one for each block."""
         files = _open("x_path", self.paths[0]), _open("y_path", self.paths[1])
         if (shapes := tuple(file.shape for file in files)) != self.shapes:
             raise ValueError(f"x_path, y_path: the shapes were {self.shapes}, now {shapes}; make the stream anew")
-        return tuple(np.array(file[rows]) for file in files)
+        return tuple(np.asarray(file[rows]) for file in files)
 
 
 def _spread(key: np.ndarray, n: int, count: int) -> np.ndarray:
@@ -227,7 +231,7 @@ def _check(name: str, batch: Any, task: str | None, like: Dataset | None = None,
     if not isinstance(batch, tuple | list) or len(batch) != 2:
         raise TypeError(f"{name}: expected a pair (x, y), got {type(batch).__name__}; each batch must be one")
     try:
-        x, y = check_rows(batch[0], batch[1], task)
+        x, y = batch if isinstance(batch, Checked) else check_rows(batch[0], batch[1], task)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
     if y.dtype.kind in "US":

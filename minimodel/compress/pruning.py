@@ -12,7 +12,8 @@ from minimodel.datasets import Splits
 from minimodel.model import Model
 from minimodel.network import Network, Params
 from minimodel.problem import Masks, check_count, prepare, run_keys, to_backend
-from minimodel.search.training import Training, check_training, finished, fit
+from minimodel.search.options import Training, check_training
+from minimodel.search.training import finished, fit
 from minimodel.streams import Stream
 from minimodel.tree import Array
 

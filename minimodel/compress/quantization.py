@@ -11,8 +11,9 @@ from minimodel.network import Layer, Params
 from minimodel.problem import prepare, run_keys, to_backend
 from minimodel.qarray import Quantizer
 from minimodel.search import optimizers, schedules
+from minimodel.search.options import Training, check_training
 from minimodel.search.programs import Through
-from minimodel.search.training import Training, check_training, finished, fit
+from minimodel.search.training import finished, fit
 from minimodel.streams import Stream
 
 

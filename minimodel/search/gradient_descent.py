@@ -8,7 +8,8 @@ from minimodel.losses import Loss
 from minimodel.model import Model, new_model
 from minimodel.network import Network, Params
 from minimodel.problem import Masks, check_masks, check_params, prepare, run_keys
-from minimodel.search.training import Training, check_training, finished, fit
+from minimodel.search.options import Training, check_training
+from minimodel.search.training import finished, fit
 from minimodel.streams import Stream
 
 

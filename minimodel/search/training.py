@@ -4,24 +4,19 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from math import prod
-from time import perf_counter
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from minimodel import random, tree
-from minimodel.losses import Loss
 from minimodel.model import Model
 from minimodel.network import Network, Params
-from minimodel.observe import Callback, Progress
-from minimodel.problem import DivergedError, Masks, Problem, check_count, check_numbers, to_backend
-from minimodel.search import optimizers, schedules
-from minimodel.search.lbfgs import TRIALS
-from minimodel.search.optimizers import Optimizer
+from minimodel.problem import DivergedError, Masks, Problem, to_backend
+from minimodel.search.log import Log, diverged_at, improving
+from minimodel.search.options import Options, check_options
 from minimodel.search.programs import (
     DIRECT,
     Draws,
-    Noise,
     State,
     Static,
     Through,
@@ -37,26 +32,6 @@ from minimodel.search.programs import (
 from minimodel.tree import Tree
 
 INIT, ORDER, NOISE = 0, 1, 2  # what the run's key is folded with: initial parameters, order of the rows, dropout
-
-
-class Training(TypedDict, total=False):
-    """What training takes wherever it is part of an algorithm; ``gradient_descent`` explains it."""
-
-    optimizer: Optimizer | None
-    epochs: int
-    batch_size: int
-    dropout: Any
-    input_dropout: Any
-    label_smoothing: Any
-    patience: int | None
-    min_delta: float
-    callback: Callback | None
-
-
-def check_training(training: Training) -> None:
-    """Refuse what is no option of training: ``fit`` itself takes more, which is not for users."""
-    if unknown := sorted(set(training) - set(Training.__annotations__)):
-        raise TypeError(f"unexpected argument {unknown[0]!r}; training takes {', '.join(Training.__annotations__)}")
 
 
 class Fit(NamedTuple):
@@ -79,214 +54,125 @@ def fit(
     through: Through = DIRECT,
     values: Tree = None,
     resume: Model | None = None,
-    optimizer: Optimizer | None = None,
-    epochs: int = 20,
-    batch_size: int = 32,
-    dropout: Any = None,
-    input_dropout: Any = None,
-    label_smoothing: Any = None,
-    patience: int | None = None,
-    min_delta: float = 0.0,
-    callback: Callback | None = None,
+    **training: Any,
 ) -> Fit:
-    """The loop behind ``gradient_descent`` and behind the retraining of pruning and quantization.
+    """Train from ``params`` or, without, from ``network.init``; or go on from where ``resume`` stopped.
 
-    Without ``params`` it starts from ``network.init``. ``remask(epoch, params)`` may give new masks before an epoch:
-    they are enforced at once on the parameters and on the optimizer's state, and the best is sought anew among the
-    models that obey them.
+    ``remask(epoch, params)`` may give new masks before an epoch: they are enforced at once on the parameters and on
+    the optimizer's state, and the best is sought anew among the models that obey them.
     """
     members, backend = keys.shape[:-1], problem.backend
-    optimizer = check_optimizer(optimizer or optimizers.adam(schedules.cosine(1e-3)), members)
-    epochs, batch_size = check_count("epochs", epochs, 0), check_count("batch_size", batch_size, 1)
-    patience = None if patience is None else check_count("patience", patience, 1)
-    min_delta = check_numbers("min_delta", 0.0 if min_delta is None else min_delta, members)
-    if callback is not None and not callable(callback):
-        raise TypeError(f"callback: expected a function of Progress, got {callback!r}")
-    noise = check_noise(problem.loss, members, input_dropout, dropout, label_smoothing)
-    rule, batch_size = optimizer.rule, min(batch_size, problem.rows)
-    if rule.full_batch:
-        batch_size = check_whole(problem, noise, patience)
-    small = problem.network.parameters * prod(members) <= backend.packs
-    static = Static(backend, problem.network, problem.loss, rule, through, batch_size, small)
-    numbers, seen, blurs = to_backend(backend, (optimizer.config, values, noise))
-    active = np.ones(members, bool)
-    given = Traced(numbers, masks_on(static, masks), seen, blurs, active)
-    restart = backend.jit(begin, static=("static",), donate=("params", "opt_state"))
-    revive = backend.jit(survivors, static=("static",), donate=("state",))
-    purposes = random.fold_in(keys, np.arange(3))
+    options, purposes = check_options(problem, members, **training), random.fold_in(keys, np.arange(3))
+    loop = Loop.of(problem, options, purposes, through)
+    numbers, seen, blurs = to_backend(backend, (options.optimizer.config, values, options.noise))
+    given = Traced(numbers, masks_on(loop.static, masks), seen, blurs, np.ones(members, bool))
     if params is None:
         params = problem.network.init(purposes[..., INIT, :], backend=backend)
     else:
         params = to_backend(backend, params)
-    params = enter(static, params)
-    if resume is None:
-        state = restart(params, None, problem.validation, given, static=static)
-        log = Log(epochs, problem.rows // batch_size, np.array(backend.to_numpy(state.best_loss))[None])
-    else:
-        like = leave(static, State(params, rule.init(params), params, active, params))
-        log = check_resumed(resume, like, problem.network, Log(epochs, problem.rows // batch_size, [0]))
-        state = enter(static, to_backend(backend, resume.state))
-        if masks is not resume.masks:
-            state = restart(state.params, state.opt_state, problem.validation, given, static=static)
+    state, log = loop.start(params, given) if resume is None else loop.go_on(resume, params, masks, given)
 
-    noisy = noise.inputs is not None or noise.hidden is not None
-    uses = (ORDER, NOISE) if noisy else (ORDER,)
-    draws = Draws(*(random.fold_in(purposes[..., use, :], np.arange(epochs)) for use in uses))
-    loop, since = Loop.of(problem, static, draws, optimizer.schedule, callback), 0
-    for done in range(log.done, epochs):
+    since = 0  # the epoch from which on the best is sought
+    for done in range(log.done, options.epochs):
         new = None
         if remask:
-            state = revive(state, static=static)  # and of a line search the point it stands at, not the next trial
-            at = rule.read(state.params, state.opt_state) if rule.full_batch else state.params
-            new = remask(done, leave(static, at))
+            state, at = loop.alive(state)
+            new = remask(done, leave(loop.static, at))
         if new is not None:
-            masks, given, since = new, given._replace(masks=masks_on(static, new)), done + 1
-            opt_state = None if rule.full_batch else state.opt_state  # it knows a loss that the masks change
-            state = restart(at, opt_state, problem.validation, given, static=static)
-        elif patience is not None and since <= log.done:
-            active = improving(np.stack(log.validation[since:]), patience, min_delta)
+            masks, given, since = new, given._replace(masks=masks_on(loop.static, new)), done + 1
+            state = loop.restart(state, at, given)
+        elif options.patience is not None and since <= log.done:
+            active = improving(np.stack(log.validation[since:]), options.patience, options.min_delta)
             if not active.any():
                 break
             given = given._replace(active=active)
-        state, stop = one_epoch(state, given, log, loop)
+        state, stop = loop.one_epoch(state, given, log)
         if stop:
             break
     history = log.history()
-    return Fit(
-        backend.to_numpy(leave(static, state)),
-        masks,
-        history,
-        diverged_at(history["loss"], history["validation_loss"][-1]),
-    )
-
-
-class Log:
-    """What a run records, on the host."""
-
-    def __init__(self, epochs: int, steps: int, validation_loss: Any, loss: Any = None, learning_rate: Any = None):
-        self.epochs, self.steps = epochs, steps
-        self.validation: list[np.ndarray] = list(validation_loss)
-        self.losses: list[np.ndarray] = [] if loss is None or not len(loss) else [loss]
-        self.rates: list[np.ndarray] = [] if learning_rate is None or not len(learning_rate) else [learning_rate]
-        self.step = sum(map(len, self.rates))
-        self.first, self.started = self.step / steps, perf_counter()
-
-    @property
-    def done(self) -> int:
-        """Whole epochs."""
-        return len(self.validation) - 1
-
-    def next_rates(self, schedule: schedules.Schedule, steps: int) -> np.ndarray:
-        """The learning rates of the next steps, checked."""
-        run = schedules.Run(self.epochs * self.steps, self.steps, np.asarray(self.validation))
-        rates = np.asarray(schedule(np.arange(self.step, self.step + steps), run))
-        shape = self.validation[0].shape
-        if rates.shape not in ((steps,), (steps, *shape)) or rates.dtype.kind not in "iuf":
-            raise ValueError(
-                f"learning_rate: the schedule must give ({steps},) or {(steps, *shape)}, got {rates.shape}"
-            )
-        if not 0 <= rates.min() <= rates.max() < np.inf:
-            raise ValueError(f"learning_rate: the schedule gave {rates.min()} to {rates.max()} at step {self.step}")
-        self.rates.append(rates)
-        self.step += steps
-        return rates
-
-    def all_rates(self) -> np.ndarray:
-        """One for each step, or one for each step and member where they ever differed."""
-        lead = self.validation[0].shape if any(rates.ndim > 1 for rates in self.rates) else ()
-        full = [rates.reshape(len(rates), *(rates.shape[1:] or (1,) * len(lead))) for rates in self.rates]
-        return np.concatenate([np.broadcast_to(r, (len(r), *lead)) for r in full]) if full else np.empty(0)
-
-    def progress(self) -> Progress:
-        """Of what was recorded last."""
-        seconds = perf_counter() - self.started
-        loss, rate = self.losses[-1].mean(axis=0), self.rates[-1][-1]
-        return Progress(self.step / self.steps, self.epochs, loss, self.validation[-1], rate, seconds, self.first)
-
-    def history(self) -> dict[str, np.ndarray]:
-        """The record as arrays."""
-        return {
-            "loss": np.concatenate(self.losses) if self.losses else np.empty(0, np.float32),
-            "learning_rate": self.all_rates(),
-            "validation_loss": np.stack(self.validation),
-        }
+    at_step = diverged_at(history["loss"], history["validation_loss"][-1])
+    return Fit(backend.to_numpy(leave(loop.static, state)), masks, history, at_step)
 
 
 class Loop(NamedTuple):
-    """What stays as it is from epoch to epoch."""
+    """What stays as it is from epoch to epoch, and the programs, compiled on the problem's backend."""
 
     problem: Problem
+    options: Options
     static: Static
     draws: Draws  # of all epochs
-    schedule: schedules.Schedule
-    callback: Callback | None
-    run_chunk: Callable[..., Any]
-    run_last: Callable[..., Any]
+    programs: dict[Callable[..., Any], Callable[..., Any]]
 
     @classmethod
-    def of(cls, problem: Problem, static: Static, *others: Any) -> "Loop":
-        """With the programs compiled on the problem's backend."""
-        programs = (static.backend.jit(fn, static=("static",), donate=("state",)) for fn in (descend, epoch))
-        return cls(problem, static, *others, *programs)
+    def of(cls, problem: Problem, options: Options, purposes: np.ndarray, through: Through) -> "Loop":
+        """For the keys of all purposes, (*population, 3, 2)."""
+        members, network, backend = purposes.shape[:-2], problem.network, problem.backend
+        packed = network.parameters * prod(members) <= backend.packs
+        rule, size = options.optimizer.rule, options.batch_size
+        static = Static(backend, network, problem.loss, rule, through, size, packed)
+        noisy = options.noise.inputs is not None or options.noise.hidden is not None
+        uses = (ORDER, NOISE) if noisy else (ORDER,)
+        draws = Draws(*(random.fold_in(purposes[..., use, :], np.arange(options.epochs)) for use in uses))
+        donated = {begin: ("params", "opt_state"), survivors: ("state",), descend: ("state",), epoch: ("state",)}
+        programs = {fn: backend.jit(fn, static=("static",), donate=names) for fn, names in donated.items()}
+        return cls(problem, options, static, draws, programs)
 
+    def run(self, fn: Callable[..., Any], *args: Any) -> Any:
+        """The program of ``fn``."""
+        return self.programs[fn](*args, static=self.static)
 
-def one_epoch(state: State, given: Traced, log: Log, loop: Loop) -> tuple[State, bool]:
-    """All chunks of an epoch, then the validation; whether the callback ended the run."""
-    problem, static, backend, done = loop.problem, loop.static, loop.problem.backend, log.done
-    keys = tree.map(lambda keys: keys[..., done, :], loop.draws)
-    passed = log.step - done * log.steps  # of a stream's epoch, where a callback had ended the run
-    for number, rows in enumerate(problem.chunks(done, static.batch_size)):
-        if not (steps := rows.x.shape[0] // static.batch_size):
-            break
-        if (passed := passed - steps) >= 0:
-            continue
-        rates = log.next_rates(loop.schedule, steps).astype(np.float32)
-        key = tree.map(partial(random.fold_in, index=number), keys) if problem.streamed else keys
-        if log.step == (done + 1) * log.steps:
-            state, *found = loop.run_last(state, rows, problem.validation, key, rates, given, static=static)
-        else:
-            state, *found = loop.run_chunk(state, rows, key, rates, given, static=static)
-        losses, *loss = map(backend.to_numpy, found)
-        log.losses.append(losses)
-        log.validation += loss
-        stop = loop.callback and loop.callback(log.progress())
-        if (isinstance(stop, bool | np.bool_) and stop) or not np.isfinite(losses[-1]).any():
-            return state, True
-    return state, False
+    def new_log(self, validation_loss: Any) -> Log:
+        """Of a run that has not begun."""
+        return Log(self.options.epochs, self.problem.rows // self.static.batch_size, validation_loss)
 
+    def start(self, params: Params, given: Traced) -> tuple[State, Log]:
+        """The state and the log before the first epoch."""
+        state = self.run(begin, enter(self.static, params), None, self.problem.validation, given)
+        return state, self.new_log(np.array(self.static.backend.to_numpy(state.best_loss))[None])
 
-def check_optimizer(optimizer: Any, members: tuple[int, ...]) -> Optimizer:
-    """Refuse what is no optimizer, and numbers that are not one for all or one for each member."""
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"optimizer: expected one made by minimodel.optimizers, adam(1e-3) say, got {optimizer!r}")
-    rates = np.asarray(optimizer.schedule(np.arange(1), schedules.Run(1, 1, np.zeros((1, *members)))))
-    if rates.shape not in ((1,), (1, *members)):
-        raise ValueError(f"learning_rate: the schedule must give (steps,) or {('steps', *members)}, got {rates.shape}")
-    for value in (*tree.leaves(optimizer.config), rates[0]):
-        check_numbers("optimizer", value, members)
-    return optimizer
+    def restart(self, state: State, at: Params, given: Traced) -> State:
+        """The state under new masks; a line search forgets the loss it knew, which they change."""
+        opt_state = None if self.static.rule.full_batch else state.opt_state
+        return self.run(begin, at, opt_state, self.problem.validation, given)
 
+    def go_on(self, model: Model, params: Params, masks: Masks | None, given: Traced) -> tuple[State, Log]:
+        """The state and the log that a model carries, under its own masks or new ones."""
+        packed = enter(self.static, params)
+        like = leave(self.static, State(packed, self.static.rule.init(packed), packed, given.active, packed))
+        log = check_resumed(model, like, self.problem.network, self.new_log([0]))
+        state = enter(self.static, to_backend(self.static.backend, model.state))
+        if masks is not model.masks:
+            state = self.run(begin, state.params, state.opt_state, self.problem.validation, given)
+        return state, log
 
-def check_noise(loss: Loss, members: tuple[int, ...], inputs: Any, hidden: Any, labels: Any) -> Noise:
-    """The numbers, if they are within their ranges and the loss has labels to smooth."""
-    if labels is not None and loss.scaled:
-        raise ValueError(f"label_smoothing: {loss.name} has no labels to smooth")
-    return Noise(
-        check_numbers("input_dropout", inputs, members, below=1),
-        check_numbers("dropout", hidden, members, below=1),
-        check_numbers("label_smoothing", labels, members, below=1),
-    )
+    def alive(self, state: State) -> tuple[State, Params]:
+        """The state with diverged members taken back, and where it stands: of a line search not at its next trial."""
+        state, rule = self.run(survivors, state), self.static.rule
+        return state, rule.read(state.params, state.opt_state) if rule.full_batch else state.params
 
-
-def check_whole(problem: Problem, noise: Noise, patience: int | None) -> int:
-    """All rows as one batch, which a stream never has, and nothing random about it."""
-    if noise.inputs is not None or noise.hidden is not None:
-        raise ValueError("dropout, input_dropout: lbfgs searches along a line and cannot with a loss that is random")
-    if patience is not None and patience <= TRIALS:
-        raise ValueError(f"patience: an epoch of lbfgs is one trial of up to {TRIALS} on a line; expected more of them")
-    if not problem.streamed:
-        return problem.rows
-    raise ValueError("optimizer: lbfgs needs all rows at once, which a stream does not give; load them as Splits")
+    def one_epoch(self, state: State, given: Traced, log: Log) -> tuple[State, bool]:
+        """All chunks of an epoch, then the validation; whether the callback ended the run."""
+        problem, options, done = self.problem, self.options, log.done
+        keys = tree.map(lambda keys: keys[..., done, :], self.draws)
+        passed = log.step - done * log.steps  # of a stream's epoch, where a callback had ended the run
+        for number, rows in enumerate(problem.chunks(done, options.batch_size)):
+            if not (steps := rows.x.shape[0] // options.batch_size):
+                break
+            if (passed := passed - steps) >= 0:
+                continue
+            rates = log.next_rates(options.optimizer.schedule, steps).astype(np.float32)
+            key = tree.map(partial(random.fold_in, index=number), keys) if problem.streamed else keys
+            if log.step == (done + 1) * log.steps:
+                state, *found = self.run(epoch, state, rows, problem.validation, key, rates, given)
+            else:
+                state, *found = self.run(descend, state, rows, key, rates, given)
+            losses, *loss = map(problem.backend.to_numpy, found)
+            log.losses.append(losses)
+            log.validation += loss
+            stop = options.callback and options.callback(log.progress())
+            if (isinstance(stop, bool | np.bool_) and stop) or not np.isfinite(losses[-1]).any():
+                return state, True
+        return state, False
 
 
 def check_resumed(model: Any, like: State, network: Network, log: Log) -> Log:
@@ -300,26 +186,6 @@ def check_resumed(model: Any, like: State, network: Network, log: Log) -> Log:
             f"population, optimizer and batch_size; got {model!r:.80}"
         )
     return old
-
-
-def improving(validation: np.ndarray, patience: int, min_delta: Any) -> np.ndarray:
-    """Which members never went ``patience`` epochs without a loss below their best − min_delta."""
-    best, waited, active = validation[0], np.zeros(validation.shape[1:], int), np.ones(validation.shape[1:], bool)
-    for loss in validation[1:]:
-        better = ~(loss >= best - min_delta) & ~np.isnan(loss)
-        best, waited = np.where(better, loss, best), np.where(better, 0, waited + 1)
-        active = active & (waited < patience)
-    return np.asarray(active)
-
-
-def diverged_at(losses: np.ndarray, validation: np.ndarray) -> int | None:
-    """The first step from which on no member's loss is finite, the validation after the last one counting as a step."""
-    alive = np.isfinite(losses).any(axis=tuple(range(1, losses.ndim)))
-    if len(alive) == 0 or (alive[-1] and np.isfinite(validation).any()):
-        return None
-    if alive[-1]:
-        return len(alive)
-    return int(np.flatnonzero(alive)[-1]) + 1 if alive.any() else 0
 
 
 def finished(algorithm: str, run: Fit, model_of: Callable[[Params], Model]) -> Model:
