@@ -14,7 +14,7 @@ class Log:
 
     def __init__(self, epochs: int, steps: int, validation_loss: Any, loss: Any = None, learning_rate: Any = None):
         self.epochs, self.steps = epochs, steps
-        self.validation: list[np.ndarray] = list(validation_loss)
+        self.validation = np.asarray(validation_loss)  # after 0, 1, … epochs
         self.losses: list[np.ndarray] = [] if loss is None or not len(loss) else [loss]
         self.rates: list[np.ndarray] = [] if learning_rate is None or not len(learning_rate) else [learning_rate]
         self.step = sum(map(len, self.rates))
@@ -25,9 +25,15 @@ class Log:
         """Whole epochs."""
         return len(self.validation) - 1
 
+    def add(self, losses: np.ndarray, validation_loss: np.ndarray | None = None) -> None:
+        """The losses of steps and, at the end of an epoch, that on validation."""
+        self.losses.append(losses)
+        if validation_loss is not None:
+            self.validation = np.concatenate([self.validation, validation_loss[None]])
+
     def next_rates(self, schedule: schedules.Schedule, steps: int) -> np.ndarray:
         """The learning rates of the next steps, checked."""
-        run = schedules.Run(self.epochs * self.steps, self.steps, np.asarray(self.validation))
+        run = schedules.Run(self.epochs * self.steps, self.steps, self.validation)
         rates = np.asarray(schedule(np.arange(self.step, self.step + steps), run))
         shape = self.validation[0].shape
         if rates.shape not in ((steps,), (steps, *shape)) or rates.dtype.kind not in "iuf":
@@ -57,7 +63,7 @@ class Log:
         return {
             "loss": np.concatenate(self.losses) if self.losses else np.empty(0, np.float32),
             "learning_rate": self.all_rates(),
-            "validation_loss": np.stack(self.validation),
+            "validation_loss": self.validation,
         }
 
 

@@ -82,7 +82,7 @@ def fit(
             masks, given, since = new, given._replace(masks=masks_on(loop.static, new)), done + 1
             state = loop.restart(state, at, given)
         elif options.patience is not None and since <= log.done:
-            active = improving(np.stack(log.validation[since:]), options.patience, options.min_delta)
+            active = improving(log.validation[since:], options.patience, options.min_delta)
             if not active.any():
                 break
             given = given._replace(active=active)
@@ -167,8 +167,7 @@ class Loop(NamedTuple):
             else:
                 state, *found = self.run(descend, state, rows, key, rates, given)
             losses, *loss = map(problem.backend.to_numpy, found)
-            log.losses.append(losses)
-            log.validation += loss
+            log.add(losses, *loss)
             stop = options.callback and options.callback(log.progress())
             if (isinstance(stop, bool | np.bool_) and stop) or not np.isfinite(losses[-1]).any():
                 return state, True
