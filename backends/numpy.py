@@ -39,8 +39,9 @@ def identity(values: Tree) -> Tree:
 
 
 def take(x: Array, rows: Array) -> Array:
-    """x[rows] in one go."""
-    return rows.tape.call(np.take, x, rows, axis=0) if isinstance(rows, replay.Recorded) else np.take(x, rows, axis=0)
+    """x[rows] in one go; with a mode NumPy writes the result to its place at once."""
+    take = rows.tape.call if isinstance(rows, replay.Recorded) else lambda fn, *args, **kwargs: fn(*args, **kwargs)
+    return take(np.take, x, rows, axis=0, mode="clip")
 
 
 def random_bits(key: Array, shape: tuple[int, ...]) -> Array:

@@ -58,13 +58,13 @@ def scan(step: Callable[..., Any], carry: Tree, xs: Tree) -> tuple[Tree, Tree]:
     if length < WORTHWHILE:
         return array_api.scan(np, False, step, carry, xs)
     kept, closure = tapes.get({}), [cell.cell_contents for cell in step.__closure__ or ()]
-    found, tape = kept.get(step.__code__, (None, None))
-    if tape and same(found, closure) and signature_of((carry, first)) == signature_of((tape.carry, tape.x)):
-        for slot, leaf in zip(tree.leaves(tape.carry), tree.leaves(carry), strict=True):
+    found, signature, tape = kept.get(step.__code__, ([None], None, None))
+    if same(found, closure) and signature == signature_of((carry, first)):
+        for slot, leaf in zip(tree.leaves(tape and tape.carry), tree.leaves(tape and carry), strict=True):
             np.copyto(slot, leaf)
     else:
         tape = record(step, carry, first)
-        kept[step.__code__] = closure, tape
+        kept[step.__code__] = closure, signature_of((carry, first)), tape
     return replay(tape, xs, length) if tape else array_api.scan(np, False, step, carry, xs)
 
 
@@ -86,7 +86,10 @@ class Tape:
     def call(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> "Recorded":
         """The result of a function of arrays, in a buffer of its own that every replay fills anew."""
         plain, named = raw(args), {name: raw(value) for name, value in kwargs.items()}
-        result = np.asarray(fn(*plain, **named))
+        result = fn(*plain, **named)
+        if isinstance(result, tuple):
+            raise TypeError("only functions with one result are recorded")
+        result = np.asarray(result)
         if fn in VIEWS and any(np.shares_memory(result, arg) for arg in plain if isinstance(arg, np.ndarray)):
             return Recorded(result, self, args)  # the buffer stays, and so does a view of it
         unused = self.free[result.shape, result.dtype]
@@ -101,9 +104,11 @@ def into(buffer: np.ndarray, fn: Callable[..., Any], args: Any, kwargs: dict[str
     x = args[0]
     if fn is np.astype:
         return [partial(buffer.__setitem__, ..., x)]
-    if fn is np.take:  # the method; without a mode it would write to a copy first
-        return [partial(x.take, *args[1:], **kwargs, out=buffer, mode="clip")]
-    if fn == np.maximum.reduce and kwargs["axis"] == -1 and x.ndim > 1:  # NumPy is slow along short rows
+    if fn is np.take:  # the method is faster
+        return [partial(x.take, *args[1:], **kwargs, out=buffer)]
+    if (
+        fn == np.maximum.reduce and set(kwargs) <= {"axis", "keepdims"} and kwargs["axis"] == -1 and x.ndim > 1
+    ):  # NumPy is slow along short rows
         columns = np.empty((x.shape[-1], *x.shape[:-1]), x.dtype)
         result = buffer.reshape(x.shape[:-1])
         copy = partial(columns.__setitem__, ..., np.moveaxis(x, -1, 0))
@@ -158,7 +163,9 @@ class Recorded(NDArrayOperatorsMixin):
 
     def __array_function__(self, fn: Any, types: Any, args: Any, kwargs: Any) -> Any:
         if fn in CONSTANTS:
-            return fn(*raw(args), **kwargs)
+            constant = fn(*raw(args), **kwargs)
+            constant.setflags(write=False)  # a step that changes it cannot be recorded
+            return constant
         x, at = args[0], kwargs.get("axis")
         if fn in SUMS and kwargs in ({"axis": -1}, {"axis": -2}) and x.dtype.kind == "f":
             weights = np.full(x.shape[at], SUMS[fn](x.shape[at]), x.dtype)

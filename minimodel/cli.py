@@ -116,7 +116,8 @@ def run(
         {"plot": str(out / "run.png")} if plot else {}
     )
     stages = []
-    Path(files["log"]).unlink(missing_ok=True)
+    for path in files.values():  # of a run before
+        Path(path).unlink(missing_ok=True)
     with progress_bars() as show_progress:
 
         def on_progress(name: str) -> observe.Callback:
@@ -128,18 +129,26 @@ def run(
 
             return callback
 
-        for stage in pipeline.run(
-            network,
-            splits,
-            seed=seed,
-            backend=loaded,
-            sparsity=sparsity,
-            bits=bits,
-            epochs=epochs,
-            on_progress=on_progress,
-        ):
-            stage.model.save(files[stage.name])
-            stages.append(stage)
+        try:
+            for stage in pipeline.run(
+                network,
+                splits,
+                seed=seed,
+                backend=loaded,
+                sparsity=sparsity,
+                bits=bits,
+                epochs=epochs,
+                on_progress=on_progress,
+            ):
+                stage.model.save(files[stage.name])
+                stages.append(stage)
+        except DivergedError as error:
+            kept = {str(out / f"diverged-{name}.safetensors"): getattr(error, name) for name in ("model", "last")}
+            for path, model in kept.items():
+                model.save(path)
+            raise click.ClickException(
+                f"{error}. The best and the last finite model are {' and '.join(kept)}"
+            ) from error
     stages[-1].model.save(files["model"])
     record = {
         "backend": backend,

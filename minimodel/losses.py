@@ -18,7 +18,7 @@ from minimodel.tree import Array, namespace
 class Loss:
     """What the algorithms need of a loss.
 
-    rows            (z, t) -> the loss ℓ of every row, and ∂ℓ/∂z
+    rows            (z, t) -> the loss ℓ of every row, and ∂ℓ/∂z; pure, and both are arrays of its own
     row_curvature   (z, t, v) -> (∂²ℓ/∂z²)·v
     decide          z -> the prediction
     labels          y holds class indices; t is one-hot

@@ -55,8 +55,7 @@ class DivergedError(RuntimeError):
     def __init__(self, algorithm: str, step: int, last_finite_loss: float, model: Any, last: Any) -> None:
         super().__init__(
             f"{algorithm} diverged at step {step}; the last finite loss was {last_finite_loss:.6g}. "
-            "Lower the learning rate, or check the scale of the data; the error's .model is the best one before, "
-            "its .last the last finite one"
+            "Lower the learning rate, or check the scale of the data"
         )
         self.step, self.last_finite_loss, self.model, self.last = step, last_finite_loss, model, last
 
@@ -84,8 +83,10 @@ def prepare(
         loss = "softmax_cross_entropy" if data.validation.y.ndim == 1 else "mean_squared_error"
     loss = losses.get(loss)
 
-    def rows(part: Dataset, name: str, weigh: Callable[[np.ndarray], Any] = lambda y: None) -> Rows:
-        x, y = check_data(network, loss, part, name, looked_at=isinstance(data, Stream))
+    def rows(
+        part: Dataset, name: str, weigh: Callable[[np.ndarray], Any] = lambda y: None, looked_at: bool = False
+    ) -> Rows:
+        x, y = check_data(network, loss, part, name, looked_at)
         t = fitted.targets(y) if loss.scaled and fitted.targets else y
         t = losses.one_hot(y, network.layer_sizes[-1], np.float32) if loss.labels else t
         made = Rows(fitted.normalization(x) if fitted.normalization else x, t, weigh(y))
@@ -111,7 +112,7 @@ def prepare(
     def read(epoch: int, multiple: int) -> Iterator[Rows]:
         size = max(1, CHUNK // (4 * network.layer_sizes[0] * multiple)) * multiple
         for x, y in data.chunks(epoch, size):
-            yield rows(Dataset(x, y), "train", lambda y: None if by_class is None else by_class[y])
+            yield rows(Dataset(x, y), "train", lambda y: None if by_class is None else by_class[y], looked_at=True)
             del x, y  # or they would stay while the next are read
 
     validation = rows(data.validation, "validation")

@@ -14,7 +14,7 @@ from minimodel.datasets import Dataset, Moments, Normalization, check_labels, ch
 
 BLOCK = 2**21  # bytes of x that are read at one place of a file
 CHUNK = 2**25  # bytes of float32 x that are learned from at once
-FILES = 2  # what the seed's key is folded with; a run of the same seed folds it with 0 and 1
+FILES = 3  # what the seed's key is folded with; a run of the same seed folds it with 0 to 2
 
 Path = str | PathLike[str]
 Batches = Callable[[int], Iterable[tuple[Any, Any]]]  # epoch -> (x, y) in batches of any size

@@ -88,7 +88,7 @@ def progress_bars() -> Iterator[Callable[[str], Callback]]:
             bar = bars.add_task(name, total=None, loss=float("nan"), pace="", rate="")
 
             def callback(now: observe.Progress) -> None:
-                pace = f"{now.done / now.seconds:.1f}/s" if now.seconds else ""
+                pace = f"{(now.done - now.first) / now.seconds:.1f}/s" if now.seconds else ""
                 rate = "" if now.learning_rate is None else f"rate {np.max(now.learning_rate):.2g}"
                 bars.update(bar, completed=now.done, total=now.total, loss=now.best, pace=pace, rate=rate)
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 import minimodel as mm
+from minimodel.backends import replay
 
 settings.register_profile(
     "minimodel",
@@ -41,6 +42,12 @@ def backend(request):
 @pytest.fixture(params=[None, 3], ids=["single", "population"])
 def population(request):
     return request.param
+
+
+@pytest.fixture
+def exact_sums(monkeypatch):
+    """A record of NumPy's adds up as NumPy does, not by BLAS, so that all else can be compared to the bit."""
+    monkeypatch.setattr(replay, "SUMS", {})
 
 
 @pytest.fixture(scope="session")

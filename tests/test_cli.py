@@ -19,7 +19,7 @@ pytest.importorskip("rich")
 
 from rich.console import Console
 
-from minimodel import cli, terminal
+from minimodel import cli, pipeline, terminal
 from minimodel.observe import Progress
 
 STAGES = ["random_search", "gradient_descent", "prune", "quantize"]
@@ -514,3 +514,17 @@ def test_as_a_module(folder):
     assert (code, stderr) == (0, "") and mm.__version__ in stdout
     code, stdout, stderr = in_subprocess("run", "--bits", "9", cwd=folder)
     assert_refused(code, stdout, stderr, "bits", 2)
+
+
+def test_a_run_that_diverges_leaves_what_it_had(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(pipeline, "recipe", lambda data, peak: mm.optimizers.sgd(1e30))
+    (tmp_path / "run.json").write_text("of a run before")
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["run", "--hidden", "8", "--epochs", "2", "--out", str(tmp_path)])
+    assert stop.value.code == 1
+    line = capsys.readouterr().err
+    assert "gradient_descent diverged at step" in line and line.count("\n") == 1
+    for name in ("diverged-model", "diverged-last"):
+        assert str(tmp_path / f"{name}.safetensors") in line
+        assert np.isfinite(mm.load(tmp_path / f"{name}.safetensors").params[0].weight).all()
+    assert not (tmp_path / "run.json").exists()

@@ -600,9 +600,10 @@ def test_a_member_that_diverges_does_not_hold_up_the_others(splits):
     """NaN is never an improvement."""
     network, data = mm.Network((4, 3), "identity"), regression()
     options = {"epochs": 40, "batch_size": 16, "patience": 3, "min_delta": 1e-3}
-    found = mm.gradient_descent(
-        network, data, seed=0, population=2, optimizer=optimizers.sgd(np.array([0.05, 1e6])), **options
-    )
+    with pytest.warns(RuntimeWarning, match="diverged"):
+        found = mm.gradient_descent(
+            network, data, seed=0, population=2, optimizer=optimizers.sgd(np.array([0.05, 1e6])), **options
+        )
     alone = mm.gradient_descent(network, data, seed=0, optimizer=optimizers.sgd(0.05), **options)
     assert len(found.history["validation_loss"]) == len(alone.history["validation_loss"]) < 41
     np.testing.assert_allclose(found.member(0).params[0].weight, alone.params[0].weight, rtol=1e-5, atol=1e-6)
@@ -691,6 +692,38 @@ def test_a_resumed_run_is_the_whole_run_with(training, splits):
     options = {"data": splits, "seed": 1, "batch_size": 16, "optimizer": optimizers.adam(0.02), **training}
     _, found, whole = half_and_whole(options, epochs=10)
     assert_same_run(found, whole)
+
+
+@pytest.mark.parametrize("name", ["adam", "lbfgs"])
+def test_the_same_masks_given_again_change_nothing(name, splits):
+    options = {"data": splits, "seed": 0, "optimizer": RESUMED[name], "masks": draw_masks()}
+    _, found, whole = half_and_whole(options, epochs=8)
+    assert_same_run(found, whole)
+
+
+def test_a_line_search_under_new_masks_forgets_the_loss_it_knew(splits):
+    masks, options = draw_masks(), {"data": splits, "seed": 0, "optimizer": optimizers.lbfgs()}
+    dense = mm.gradient_descent(NETWORK, epochs=60, **options)
+    found = mm.gradient_descent(NETWORK, epochs=120, masks=masks, resume=dense, **options)
+    encoded = prepare(NETWORK, splits, None, mm.backends.load("numpy"), fitted=splits)
+    (rows,) = encoded.chunks(0, 1)
+    z = NETWORK.apply(found.state.opt_state.point, rows.x)
+    np.testing.assert_allclose(found.history["loss"][-1], losses.mean(encoded.loss.rows(z, rows.t)[0]), rtol=1e-4)
+    assert found.history["loss"][-1] < 0.5 * found.history["loss"][60]
+
+
+def test_a_run_with_another_loss_is_no_run_to_resume(splits):
+    half = mm.gradient_descent(NETWORK, splits, seed=0, epochs=1)
+    rounded = mm.quantize(half, splits, seed=0, bits=4, epochs=1)
+    for options in (
+        {
+            "loss": losses.Loss("mine", *map(vars(half.loss).get, ("rows", "row_curvature", "decide")), labels=True),
+            "resume": half,
+        },
+        {"resume": rounded},
+    ):
+        with pytest.raises(ValueError, match=r"^resume: "):
+            mm.gradient_descent(NETWORK, splits, seed=0, epochs=2, **options)
 
 
 def test_a_run_that_was_ended_goes_on_along_its_schedule(splits):
@@ -859,9 +892,10 @@ def test_a_run_that_diverges_stops_there(backend):
 def test_one_member_may_diverge_without_the_others(backend):
     network, data = mm.Network((4, 3), "identity"), regression()
     optimizer = optimizers.sgd(np.array([0.05, 1e6]))
-    model = mm.gradient_descent(
-        network, data, seed=0, backend=backend, epochs=6, batch_size=16, optimizer=optimizer, population=2
-    )
+    with pytest.warns(RuntimeWarning, match=r"gradient_descent: of the population, members \[1\] diverged"):
+        model = mm.gradient_descent(
+            network, data, seed=0, backend=backend, epochs=6, batch_size=16, optimizer=optimizer, population=2
+        )
     assert np.isfinite(model.history["loss"][-1]).tolist() == [True, False]
     assert all(np.isfinite(leaf).all() for leaf in tree.leaves(model.params))
     alone = mm.gradient_descent(

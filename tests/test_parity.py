@@ -239,13 +239,23 @@ def assert_same_run(found, expected):
 
 
 @pytest.mark.parametrize("name", TRAININGS)
-def test_recorded_training_is_training_step_by_step(name, population, splits):
+def test_recorded_training_is_training_step_by_step(name, population, splits, exact_sums):
     options = {"seed": 3, "population": population, "epochs": 3, "batch_size": 8, **TRAININGS[name]}
     found, expected = (
         mm.gradient_descent(NETWORK, splits, backend=each, **options) for each in ("numpy", unrecorded())
     )
     assert len(found.history["loss"]) >= 8
     assert_same_run(found, expected)
+
+
+@pytest.mark.parametrize("name", ["sgd", "everything", "noise", "weights", "masks"])
+def test_recorded_sums_change_no_more_than_the_rounding(name, population, splits):
+    options = {"seed": 3, "population": population, "epochs": 2, "batch_size": 8, **TRAININGS[name]}
+    found, expected = (
+        mm.gradient_descent(NETWORK, splits, backend=each, **options) for each in ("numpy", unrecorded())
+    )
+    for log in ("loss", "validation_loss"):
+        np.testing.assert_allclose(found.history[log], expected.history[log], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -257,7 +267,7 @@ def test_recorded_training_is_training_step_by_step(name, population, splits):
     ],
     ids=["prune", "gradual", "quantize"],
 )
-def test_recorded_retraining_is_retraining_step_by_step(compress, population, splits):
+def test_recorded_retraining_is_retraining_step_by_step(compress, population, splits, exact_sums):
     options = {"seed": 0, "epochs": 4, "batch_size": 8, "optimizer": optimizers.momentum(0.05, weight_decay=0.01)}
     found, expected = (
         compress(trained(population), splits, backend=each, **options) for each in ("numpy", unrecorded())

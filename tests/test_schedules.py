@@ -395,3 +395,20 @@ def test_a_bad_argument_is_refused_by_name(name, case):
     for wrong in values:
         with pytest.raises(ValueError, match=rf"^{name}: expected .*got"):
             make(wrong)
+
+
+def test_a_function_of_one_step_is_a_schedule():
+    """As Optax and torch have them, also where it cannot take an array."""
+    halved = schedules.get(lambda step: 0.1 if step < 3 else 0.05)
+    np.testing.assert_array_equal(halved(np.arange(5), schedules.Run(5)), [0.1, 0.1, 0.1, 0.05, 0.05])
+
+
+def test_an_optax_schedule_is_a_schedule(oracle):
+    theirs = oracle("optax").cosine_decay_schedule(0.1, 10)
+    expected = schedules.cosine(0.1)(np.arange(10), schedules.Run(10))
+    np.testing.assert_allclose(schedules.get(theirs)(np.arange(10), schedules.Run(10)), expected, rtol=1e-5, atol=1e-8)
+
+
+def test_a_function_of_the_run_keeps_its_two_arguments():
+    given = lambda steps, run, *, scale=1.0: np.full(len(steps), scale / run.steps)  # noqa: E731
+    assert schedules.get(given) is given

@@ -85,7 +85,7 @@ def cases():
 
 
 @pytest.mark.parametrize(("name", "loss", "backend", "population"), [*cases()], indirect=["backend", "population"])
-def test_every_optimizer_learns_every_loss(name, loss, backend, population):
+def test_every_optimizer_learns_every_loss(name, loss, backend, population, exact_sums):
     """It learns, keeps masked weights at exactly 0, resumes to the bits of one long run, and compiles once."""
     compiles, half = backend.name == "jax", 2 * HALF if name == "lbfgs" else HALF
     masks, make = draw_masks(population), OPTIMIZERS[name]

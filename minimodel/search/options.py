@@ -24,7 +24,7 @@ class Training(TypedDict, total=False):
     input_dropout: Any
     label_smoothing: Any
     patience: int | None
-    min_delta: float
+    min_delta: Any
     callback: Callback | None
 
 
@@ -57,7 +57,7 @@ def check_options(
     input_dropout: Any = None,
     label_smoothing: Any = None,
     patience: int | None = None,
-    min_delta: float = 0.0,
+    min_delta: Any = 0.0,
     callback: Callback | None = None,
 ) -> Options:
     """The options, if they fit the problem and a population of these members."""
@@ -80,7 +80,8 @@ def check_optimizer(optimizer: Any, members: tuple[int, ...]) -> Optimizer:
         raise TypeError(f"optimizer: expected one made by minimodel.optimizers, adam(1e-3) say, got {optimizer!r}")
     rates = np.asarray(optimizer.schedule(np.arange(1), schedules.Run(1, 1, np.zeros((1, *members)))))
     if rates.shape not in ((1,), (1, *members)):
-        raise ValueError(f"learning_rate: the schedule must give (steps,) or {('steps', *members)}, got {rates.shape}")
+        expected = f"one number or {members[0]}, one for each member" if members else "one number, without a population"
+        raise ValueError(f"learning_rate: expected {expected}, got rates of shape {rates.shape[1:]}")
     for value in (*tree.leaves(optimizer.config), rates[0]):
         check_numbers("optimizer", value, members)
     return optimizer

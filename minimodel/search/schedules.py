@@ -2,13 +2,14 @@
 
 ``steps`` is an array of step numbers from 0 to ``run.steps`` − 1. A schedule made with an array of rates over a
 population gives (steps, *population). Rates are computed on the host, once an epoch, from the step and from what is
-known of the run by then, so any function will do, nothing is kept between two calls, and no new rate ever recompiles
-a program.
+known of the run by then, so any function of these will do, or one of a single step; nothing is kept between two
+calls, and no new rate ever recompiles a program.
 
 Durations are in ``unit``: "run" (1 is the whole run), "epochs" or "steps".
 """
 
 from collections.abc import Callable, Sequence
+from inspect import signature
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,8 +29,16 @@ Schedule = Callable[[np.ndarray, Run], np.ndarray]
 
 
 def get(rate: Any) -> Schedule:
-    """A number, or an array over the population, is a constant schedule."""
-    return rate if callable(rate) else constant(rate)
+    """A number, or an array over the population, is a constant schedule; a function of one argument is given a step."""
+    if not callable(rate):
+        return constant(rate)
+    try:
+        parameters = signature(rate).parameters.values()
+    except ValueError:  # some functions do not tell
+        return rate
+    if sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.default is p.empty for p in parameters) != 1:
+        return rate
+    return lambda steps, run: np.asarray([np.asarray(rate(int(step))) for step in steps])
 
 
 def constant(rate: Any) -> Schedule:

@@ -1,5 +1,6 @@
 """The loop of gradient descent, behind ``gradient_descent`` and behind the retraining of pruning and quantization."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -10,7 +11,7 @@ import numpy as np
 
 from minimodel import random, tree
 from minimodel.model import Model
-from minimodel.network import Network, Params
+from minimodel.network import Params
 from minimodel.problem import DivergedError, Masks, Problem, to_backend
 from minimodel.search.log import Log, diverged_at, improving
 from minimodel.search.options import Options, check_options
@@ -85,7 +86,8 @@ def fit(
             active = improving(log.validation[since:], options.patience, options.min_delta)
             if not active.any():
                 break
-            given = given._replace(active=active)
+            if not np.array_equal(active, given.active):  # or NumPy would record the step anew
+                given = given._replace(active=active)
         state, stop = loop.one_epoch(state, given, log)
         if stop:
             break
@@ -101,7 +103,7 @@ class Loop(NamedTuple):
     options: Options
     static: Static
     draws: Draws  # of all epochs
-    programs: dict[Callable[..., Any], Callable[..., Any]]
+    programs: dict[Any, Callable[..., Any]]
 
     @classmethod
     def of(cls, problem: Problem, options: Options, purposes: np.ndarray, through: Through) -> "Loop":
@@ -139,16 +141,21 @@ class Loop(NamedTuple):
         """The state and the log that a model carries, under its own masks or new ones."""
         packed = enter(self.static, params)
         like = leave(self.static, State(packed, self.static.rule.init(packed), packed, given.active, packed))
-        log = check_resumed(model, like, self.problem.network, self.new_log([0]))
+        log = check_resumed(model, like, self.problem, self.new_log([0]))
         state = enter(self.static, to_backend(self.static.backend, model.state))
-        if masks is not model.masks:
-            state = self.run(begin, state.params, state.opt_state, self.problem.validation, given)
+        if not same_masks(masks, model.masks):
+            state = self.restart(state, self.standing(state), given)
         return state, log
 
     def alive(self, state: State) -> tuple[State, Params]:
-        """The state with diverged members taken back, and where it stands: of a line search not at its next trial."""
-        state, rule = self.run(survivors, state), self.static.rule
-        return state, rule.read(state.params, state.opt_state) if rule.full_batch else state.params
+        """The state with diverged members taken back, and where it stands."""
+        state = self.run(survivors, state)
+        return state, self.standing(state)
+
+    def standing(self, state: State) -> Params:
+        """The parameters that training goes on from: of a line search not its next trial."""
+        rule = self.static.rule
+        return rule.read(state.params, state.opt_state) if rule.full_batch else state.params
 
     def one_epoch(self, state: State, given: Traced, log: Log) -> tuple[State, bool]:
         """All chunks of an epoch, then the validation; whether the callback ended the run."""
@@ -174,14 +181,23 @@ class Loop(NamedTuple):
         return state, False
 
 
-def check_resumed(model: Any, like: State, network: Network, log: Log) -> Log:
-    """The log to go on with, if the model is one of this network, population, optimizer and size of batches."""
+def same_masks(one: Masks | None, other: Masks | None) -> bool:
+    """Whether they keep the same weights."""
+    if one is None or other is None:
+        return one is other
+    return all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def check_resumed(model: Any, like: State, problem: Problem, log: Log) -> Log:
+    """The log to go on with, if the model is one of this network, loss, population, optimizer and size of batches."""
     found = getattr(model, "state", None)
     shapes = [[leaf.shape for leaf in tree.leaves(values)] for values in (found, like)]
-    old = Log(log.epochs, log.steps, **model.history) if found is not None and shapes[0] == shapes[1] else None
-    if old is None or model.network != network or not 0 <= old.step - old.done * log.steps < log.steps:
+    fits = found is not None and shapes[0] == shapes[1] and model.quantized is None
+    fits = fits and model.network == problem.network and model.loss is problem.loss
+    old = Log(log.epochs, log.steps, **model.history) if fits else None
+    if old is None or not 0 <= old.step - old.done * log.steps < log.steps:
         raise ValueError(
-            "resume: expected a model that gradient_descent returned, not one from a file, for the same network, "
+            "resume: expected a model that gradient_descent returned, not one from a file, for the same network, loss, "
             f"population, optimizer and batch_size; got {model!r:.80}"
         )
     return old
@@ -196,6 +212,10 @@ def finished(algorithm: str, run: Fit, model_of: Callable[[Params], Model]) -> M
         return replace(model, params=params, masks=run.masks, history=run.history, state=run.state)
 
     if run.diverged_at is None:
+        lost = np.flatnonzero(~np.isfinite(run.history["loss"][-1:]).all(axis=0))
+        if len(lost):
+            text = f"{algorithm}: of the population, members {lost.tolist()} diverged; each is the best it was before"
+            warnings.warn(text, RuntimeWarning, stacklevel=3)
         return complete(run.state.best)
     finite = run.history["loss"][np.isfinite(run.history["loss"])]
     loss = finite[-1] if len(finite) else np.nan
