@@ -68,7 +68,7 @@ def test_descent_beside_its_peers(monkeypatch, tmp_path, capsys):
 
 def test_streaming(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(streaming, "PART", 3_000)
-    found = run(streaming, monkeypatch, tmp_path, "--gigabytes", "0.02", "--folder", str(tmp_path))
+    found = run(streaming, monkeypatch, tmp_path, "--gigabytes", "0.02", "--repeats", "1", "--folder", str(tmp_path))
     assert found["rows"] == 6_000
     assert all(found[name]["rows_a_second"] > 0 < found[name]["peak_megabytes"] for name in ("memory", "stream"))
     assert "the stream runs at" in capsys.readouterr().out

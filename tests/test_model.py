@@ -307,7 +307,8 @@ def test_a_member_that_was_never_finite_is_never_the_best(splits, backend):
     start = NETWORK.init(mm.random.key([1, 2, 3]))
     for leaf in tree.leaves(start):
         leaf[0] = 3e38
-    found = mm.gradient_descent(NETWORK, splits, seed=0, population=3, params=start, epochs=2, backend=backend)
+    with pytest.warns(RuntimeWarning, match=r"members \[0\] diverged"):
+        found = mm.gradient_descent(NETWORK, splits, seed=0, population=3, params=start, epochs=2, backend=backend)
     assert not np.isfinite(found.history["validation_loss"][:, 0]).any()
     with np.errstate(over="ignore", invalid="ignore"):
         kept = found.evaluate(splits.validation).loss

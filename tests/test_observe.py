@@ -222,15 +222,16 @@ def test_the_log_has_null_for_what_is_not_finite(tmp_path):
 def test_the_log_of_a_run_that_diverges_is_json(tmp_path):
     rng, rates = np.random.default_rng(0), np.array([0.01, 1e30])
     x = rng.normal(size=(60, 4))
-    mm.gradient_descent(
-        mm.Network((4, 1)),
-        mm.datasets.split(x, x[:, 0], seed=0),
-        seed=0,
-        epochs=3,
-        population=2,
-        optimizer=optimizers.sgd(rates),
-        callback=observe.json_lines(tmp_path / "log.jsonl"),
-    )
+    with pytest.warns(RuntimeWarning, match="diverged"):
+        mm.gradient_descent(
+            mm.Network((4, 1)),
+            mm.datasets.split(x, x[:, 0], seed=0),
+            seed=0,
+            epochs=3,
+            population=2,
+            optimizer=optimizers.sgd(rates),
+            callback=observe.json_lines(tmp_path / "log.jsonl"),
+        )
     lines = read(tmp_path / "log.jsonl")
     assert len(lines) == 3
     assert all(line["learning_rate"] == rates.tolist() for line in lines)

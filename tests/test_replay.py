@@ -118,13 +118,9 @@ def test_the_carry_that_is_given_stays_as_it_was():
     np.testing.assert_array_equal(carry, 0)
 
 
-@pytest.mark.parametrize("shape", [(3, 5), (2, 3, 5), (7,)])
-@pytest.mark.parametrize("axis", [-1, -2])
+@pytest.mark.parametrize(("shape", "axis"), [((7,), -1), ((3, 5), -1), ((3, 5), -2), ((2, 3, 5), -1), ((2, 3, 5), -2)])
 @pytest.mark.parametrize("reduce", [np.sum, np.mean])
 def test_sums_are_products_with_ones(fast, reduce, axis, shape):
-    if len(shape) < -axis:
-        return pytest.skip("no such axis")
-
     def step(c, x):
         return c, reduce(x, axis=axis)
 

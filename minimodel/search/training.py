@@ -66,7 +66,8 @@ def fit(
     options, purposes = check_options(problem, members, **training), random.fold_in(keys, np.arange(3))
     loop = Loop.of(problem, options, purposes, through)
     numbers, seen, blurs = to_backend(backend, (options.optimizer.config, values, options.noise))
-    given = Traced(numbers, masks_on(loop.static, masks), seen, blurs, np.ones(members, bool))
+    active = np.ones(members, bool)
+    given = Traced(numbers, masks_on(loop.static, masks), seen, blurs, active)
     if params is None:
         params = problem.network.init(purposes[..., INIT, :], backend=backend)
     else:
@@ -83,11 +84,11 @@ def fit(
             masks, given, since = new, given._replace(masks=masks_on(loop.static, new)), done + 1
             state = loop.restart(state, at, given)
         elif options.patience is not None and since <= log.done:
-            active = improving(log.validation[since:], options.patience, options.min_delta)
-            if not active.any():
+            going = improving(log.validation[since:], options.patience, options.min_delta)
+            if not going.any():
                 break
-            if not np.array_equal(active, given.active):  # or NumPy would record the step anew
-                given = given._replace(active=active)
+            if (going != active).any():  # or NumPy would record the step anew
+                active, given = going, given._replace(active=going)
         state, stop = loop.one_epoch(state, given, log)
         if stop:
             break
