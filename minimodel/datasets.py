@@ -25,9 +25,9 @@ class Normalization(NamedTuple):
     shift: np.ndarray
     scale: np.ndarray
 
-    def __call__(self, x: np.ndarray) -> np.ndarray:
-        """float32, in a new array."""
-        x = np.subtract(x, self.shift, dtype=np.float32, casting="unsafe")  # cast before it is subtracted
+    def __call__(self, x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """float32, in a new array or in ``out``."""
+        x = np.subtract(x, self.shift, out=out, dtype=np.float32, casting="unsafe")  # cast before it is subtracted
         x *= self.scale
         return x
 

@@ -84,16 +84,17 @@ def prepare(
     loss = losses.get(loss)
 
     def rows(
-        part: Dataset, name: str, weigh: Callable[[np.ndarray], Any] = lambda y: None, looked_at: bool = False
+        part: Dataset, name: str, weigh: Callable[[np.ndarray], Any] = lambda y: None, ready: bool = False
     ) -> Rows:
-        x, y = check_data(network, loss, part, name, looked_at)
+        """``ready``: looked at, normalised, and nobody else's."""
+        x, y = check_data(network, loss, part, name, looked_at=ready)
         t = fitted.targets(y) if loss.scaled and fitted.targets else y
         t = losses.one_hot(y, network.layer_sizes[-1], np.float32) if loss.labels else t
-        made = Rows(fitted.normalization(x) if fitted.normalization else x, t, weigh(y))
+        made = Rows(fitted.normalization(x) if fitted.normalization and not ready else x, t, weigh(y))
 
         def moved(leaf: np.ndarray) -> Array:
             """What is still the caller's own memory is copied."""
-            given = np.may_share_memory(leaf, x) or np.may_share_memory(leaf, y)
+            given = not ready and (np.may_share_memory(leaf, x) or np.may_share_memory(leaf, y))
             return backend.asarray(leaf, backend.xp.float32, copy=given)
 
         return tree.map(moved, made)
@@ -111,8 +112,8 @@ def prepare(
 
     def read(epoch: int, multiple: int) -> Iterator[Rows]:
         size = max(1, CHUNK // (4 * network.layer_sizes[0] * multiple)) * multiple
-        for x, y in data.chunks(epoch, size):
-            yield rows(Dataset(x, y), "train", lambda y: None if by_class is None else by_class[y], looked_at=True)
+        for x, y in data.chunks(epoch, size, fitted.normalization):
+            yield rows(Dataset(x, y), "train", lambda y: None if by_class is None else by_class[y], ready=True)
             del x, y  # or they would stay while the next are read
 
     validation = rows(data.validation, "validation")

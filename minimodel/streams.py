@@ -13,7 +13,7 @@ from minimodel import random
 from minimodel.datasets import Dataset, Moments, Normalization, check_labels, check_rows
 
 BLOCK = 2**21  # bytes of x that are read at one place of a file
-CHUNK = 2**25  # bytes of float32 x that are learned from at once
+CHUNK = 2**26  # bytes of float32 x that are learned from at once
 FILES = 3  # what the seed's key is folded with; a run of the same seed folds it with 0 to 2
 
 Path = str | PathLike[str]
@@ -49,23 +49,30 @@ class Stream:
         """How many outputs a network for these data needs: the classes or the targets."""
         return int(self.validation.y.shape[1]) if self.counts is None else len(self.counts)
 
-    def chunks(self, epoch: int, rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def chunks(
+        self, epoch: int, rows: int, normalization: Normalization | None = None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(x, y) of ``rows`` rows each, the last of what is left: the batches of an epoch, checked and regrouped.
 
-        x (rows, features) is not normalised, uint8 or float32; y int32 labels (rows,) or float32 targets (rows, out).
+        x (rows, features) is uint8 or float32, or float32 and normalised, which is cheapest while a batch is in the
+        cache; y int32 labels (rows,) or float32 targets (rows, out).
         Raises ValueError where the rows are not as many or not of the form that the stream was made for.
         """
         if rows < 1:
             raise ValueError(f"rows: expected at least 1, got {rows}")
         parts = self._checked(epoch)
         x, y = (array[:0] for array in self.validation)  # what is left of a batch
+        kinds = (np.float32 if normalization else x.dtype, y.dtype)
         for start in range(0, self.rows, rows):
             size, filled = min(rows, self.rows - start), 0
-            chunk = Dataset(*(np.empty((size, *array.shape[1:]), array.dtype) for array in self.validation))
+            shapes = ((size, *array.shape[1:]) for array in self.validation)
+            chunk = Dataset(*map(np.empty, shapes, kinds))
             while filled < size:
                 x, y = (x, y) if len(x) else next(parts)
                 n = min(len(x), size - filled)
-                chunk.x[filled : filled + n], chunk.y[filled : filled + n] = x[:n], y[:n]
+                put = normalization or np.positive
+                put(x[:n], out=chunk.x[filled : filled + n])
+                chunk.y[filled : filled + n] = y[:n]
                 x, y, filled = x[n:], y[n:], filled + n
             if start + size == self.rows:
                 next(parts, None)  # raises if there is more

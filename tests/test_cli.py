@@ -517,7 +517,7 @@ def test_as_a_module(folder):
 
 
 def test_a_run_that_diverges_leaves_what_it_had(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(pipeline, "recipe", lambda data, peak: mm.optimizers.sgd(1e30))
+    monkeypatch.setattr(pipeline, "recipe", lambda data, peak, **options: mm.optimizers.sgd(1e30))
     (tmp_path / "run.json").write_text("of a run before")
     with pytest.raises(SystemExit) as stop:
         cli.main(["run", "--hidden", "8", "--epochs", "2", "--out", str(tmp_path)])

@@ -567,12 +567,17 @@ def test_patience_ends_some_of_these_runs(splits):
 @pytest.mark.parametrize("min_delta", [0.0, np.array([0.0, 0.02, 0.1])], ids=["one", "for each"])
 def test_each_member_stops_by_itself(min_delta, backend, splits):
     """It is the single run with the same patience; the population goes on until the last of them stops."""
-    options = {"backend": backend, "epochs": 15, "patience": 2, **RESTLESS}
-    together = mm.gradient_descent(NETWORK, splits, seed=0, population=3, min_delta=min_delta, **options)
+    options = {"backend": backend, "epochs": 15, **RESTLESS}
+    patience = 2 if np.ndim(min_delta) == 0 else np.array([1, 2, 3])
+    together = mm.gradient_descent(
+        NETWORK, splits, seed=0, population=3, patience=patience, min_delta=min_delta, **options
+    )
     ends = []
     for i in range(3):
         delta = float(np.broadcast_to(min_delta, 3)[i])
-        alone, member = mm.gradient_descent(NETWORK, splits, seed=i, min_delta=delta, **options), together.member(i)
+        waits = int(np.broadcast_to(patience, 3)[i])
+        alone = mm.gradient_descent(NETWORK, splits, seed=i, patience=waits, min_delta=delta, **options)
+        member = together.member(i)
         ends.append(len(alone.history["validation_loss"]) - 1)
         np.testing.assert_allclose(
             member.history["validation_loss"][: ends[-1] + 1], alone.history["validation_loss"], rtol=1e-3, atol=1e-5
@@ -980,7 +985,7 @@ BAD = {
     "no patience": (lambda _: {"patience": 0}, "patience"),
     "patience of float": (lambda _: {"patience": 2.0}, "patience"),
     "patience of bool": (lambda _: {"patience": True}, "patience"),
-    "patience for each member": (lambda _: {"patience": [1, 2], "population": 2}, "patience"),
+    "patience for another population": (lambda _: {"patience": [1, 2], "population": 3}, "patience"),
     "a negative min_delta": (lambda _: {"patience": 1, "min_delta": -0.1}, "min_delta"),
     "a min_delta of infinity": (lambda _: {"patience": 1, "min_delta": np.inf}, "min_delta"),
     "a min_delta of text": (lambda _: {"patience": 1, "min_delta": "0"}, "min_delta"),

@@ -67,7 +67,7 @@ class Log:
         }
 
 
-def improving(validation: np.ndarray, patience: int, min_delta: Any) -> np.ndarray:
+def improving(validation: np.ndarray, patience: np.ndarray, min_delta: np.ndarray) -> np.ndarray:
     """Which members never went ``patience`` epochs without a loss below their best − min_delta."""
     best, waited, active = validation[0], np.zeros(validation.shape[1:], int), np.ones(validation.shape[1:], bool)
     for loss in validation[1:]:

@@ -23,7 +23,7 @@ class Training(TypedDict, total=False):
     dropout: Any
     input_dropout: Any
     label_smoothing: Any
-    patience: int | None
+    patience: Any
     min_delta: Any
     callback: Callback | None
 
@@ -41,7 +41,7 @@ class Options(NamedTuple):
     epochs: int
     batch_size: int
     noise: Noise
-    patience: int | None
+    patience: np.ndarray | None
     min_delta: Any
     callback: Callback | None
 
@@ -56,14 +56,16 @@ def check_options(
     dropout: Any = None,
     input_dropout: Any = None,
     label_smoothing: Any = None,
-    patience: int | None = None,
+    patience: Any = None,
     min_delta: Any = 0.0,
     callback: Callback | None = None,
 ) -> Options:
     """The options, if they fit the problem and a population of these members."""
     optimizer = check_optimizer(optimizer or optimizers.adam(schedules.cosine(1e-3)), members)
     epochs, batch_size = check_count("epochs", epochs, 0), check_count("batch_size", batch_size, 1)
-    patience = None if patience is None else check_count("patience", patience, 1)
+    patience = check_numbers("patience", patience, members, low=1)
+    if patience is not None and patience.dtype.kind not in "iu":
+        raise ValueError(f"patience: expected whole epochs, got {patience!r}")
     min_delta = check_numbers("min_delta", 0.0 if min_delta is None else min_delta, members)
     if callback is not None and not callable(callback):
         raise TypeError(f"callback: expected a function of Progress, got {callback!r}")
@@ -98,11 +100,11 @@ def check_noise(loss: Loss, members: tuple[int, ...], inputs: Any, hidden: Any, 
     )
 
 
-def check_whole(problem: Problem, noise: Noise, patience: int | None) -> int:
+def check_whole(problem: Problem, noise: Noise, patience: np.ndarray | None) -> int:
     """All rows as one batch, which a stream never has, and nothing random about it."""
     if noise.inputs is not None or noise.hidden is not None:
         raise ValueError("dropout, input_dropout: lbfgs searches along a line and cannot with a loss that is random")
-    if patience is not None and patience <= TRIALS:
+    if patience is not None and (patience <= TRIALS).any():
         raise ValueError(f"patience: an epoch of lbfgs is one trial of up to {TRIALS} on a line; expected more of them")
     if not problem.streamed:
         return problem.rows

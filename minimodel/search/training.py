@@ -174,7 +174,7 @@ class Loop(NamedTuple):
                 state, *found = self.run(epoch, state, rows, problem.validation, key, rates, given)
             else:
                 state, *found = self.run(descend, state, rows, key, rates, given)
-            losses, *loss = map(problem.backend.to_numpy, found)
+            losses, *loss = problem.backend.to_numpy(tuple(found))
             log.add(losses, *loss)
             stop = options.callback and options.callback(log.progress())
             if (isinstance(stop, bool | np.bool_) and stop) or not np.isfinite(losses[-1]).any():
