@@ -184,12 +184,6 @@ def as_array(name: str, values: Any) -> np.ndarray:
         ) from error
 
 
-def all_finite(x: np.ndarray) -> bool:
-    """Whether no number is NaN or infinite: a finite sum says so for half the work, any other says nothing."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        return bool(np.isfinite(x.sum()) or np.isfinite(x).all())
-
-
 def check_x(x: Any) -> np.ndarray:
     """x as finite (n, features), uint8 or float32."""
     x = as_array("x", x)
@@ -200,7 +194,7 @@ def check_x(x: Any) -> np.ndarray:
         return x
     with np.errstate(over="ignore"):
         x = x.astype(np.float32, copy=False)
-    if not all_finite(x):
+    if not np.isfinite(x).all():
         row, column = np.argwhere(~np.isfinite(x))[0]
         raise ValueError(
             f"x: NaN, infinite or beyond float32 at row {row}, column {column} (from 0); remove or fill it"
@@ -222,7 +216,7 @@ def _check_y(y: np.ndarray, task: str | None) -> np.ndarray:
     if task == "regression" or ((task is None and (y.dtype.kind == "f" or y.ndim == 2)) and not text):
         with np.errstate(over="ignore"):
             targets = y.reshape(len(y), -1).astype(np.float32, copy=False)
-        if not all_finite(targets):
+        if not np.isfinite(targets).all():
             raise ValueError(
                 f"y: NaN, infinite or beyond float32 at row {np.argwhere(~np.isfinite(targets))[0][0]} (from 0)"
             )

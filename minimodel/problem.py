@@ -7,7 +7,7 @@ import numpy as np
 
 from minimodel import losses, random, tree
 from minimodel.backends import Backend
-from minimodel.datasets import Dataset, Splits, all_finite
+from minimodel.datasets import Dataset, Splits
 from minimodel.losses import Loss
 from minimodel.network import Layer, Network, Params
 from minimodel.streams import CHUNK, Stream, prefetched
@@ -189,7 +189,7 @@ def check_data(network: Network, loss: Loss, data: Dataset, name: str = "data", 
         raise ValueError(f"{name}: expected x and y of one length of at least 1, got {len(x)} and {len(y)}")
     if x.dtype.kind not in "uifb" or y.dtype.kind not in "uifb":
         raise ValueError(f"{name}: x and y must be numbers, got {x.dtype} and {y.dtype}")
-    if not (looked_at or (all_finite(x) and all_finite(y))):
+    if not (looked_at or (np.isfinite(x).all() and np.isfinite(y).all())):
         raise ValueError(f"{name}: x or y holds NaN or infinity; remove or fill it")
     if not loss.labels:
         y = (y[:, None] if y.ndim == 1 else y).astype(np.float32)

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from math import prod
 from os import PathLike
 from typing import Any, TypeVar
 
@@ -193,20 +194,33 @@ class _Files:
 
     def read(self, numbers: Iterable[int], *, training: bool) -> Iterator[Checked]:
         """The rows of blocks that are for training or that are held out, checked here, where their place is known."""
+        files = self.opened()
         for i in numbers:
             first, stop = (int(j) * self.shapes[0][0] // self.blocks for j in (i, i + 1))
             held = self.held[slice(*np.searchsorted(self.held, (first, stop)))]
-            if len(rows := np.setdiff1d(np.arange(first, stop), held, assume_unique=True) if training else held):
+            if len(rows := np.delete(np.arange(first, stop), held - first) if training else held):
                 kind = "training" if training else "held-out"
                 name = f"{self.paths[0]}, {self.paths[1]}: of {len(rows)} {kind} rows from {rows[0]} to {rows[-1]}"
-                yield Checked(*_check(name, self.copied(rows), self.task))
+                pair = tuple(_block(*each, first, stop)[rows - first] for each in zip(self.paths, files, strict=True))
+                yield Checked(*_check(name, pair, self.task))
 
-    def copied(self, rows: np.ndarray) -> tuple[np.ndarray, ...]:
-        """A mapping counts as memory in use for as long as it lives: there is a new one for each block."""
+    def opened(self) -> tuple[np.memmap, ...]:
+        """Both files as they are now."""
         files = _open("x_path", self.paths[0]), _open("y_path", self.paths[1])
         if (shapes := tuple(file.shape for file in files)) != self.shapes:
             raise ValueError(f"x_path, y_path: the shapes were {self.shapes}, now {shapes}; make the stream anew")
-        return tuple(np.asarray(file[rows]) for file in files)
+        return files
+
+
+def _block(path: Path, file: np.memmap, first: int, stop: int) -> np.ndarray:
+    """Rows of a file, read: what a mapping has touched would count as memory in use, and costs a fault a page."""
+    if not file.flags.c_contiguous:
+        return np.array(_open("path", path)[first:stop])
+    row = file.dtype.itemsize * prod(file.shape[1:])
+    raw = np.fromfile(path, np.uint8, count=row * (stop - first), offset=file.offset + row * first)
+    if len(raw) != row * (stop - first):
+        raise ValueError(f"{path}: rows {first} to {stop - 1} are not there any more; make the stream anew")
+    return raw.view(file.dtype).reshape(stop - first, *file.shape[1:])
 
 
 def _spread(key: np.ndarray, n: int, count: int) -> np.ndarray:
@@ -215,7 +229,7 @@ def _spread(key: np.ndarray, n: int, count: int) -> np.ndarray:
     return edges[:-1] + (random.uniform(key, (count,)) * np.diff(edges).astype(np.float64)).astype(np.int64)
 
 
-def _open(name: str, path: Path) -> np.ndarray:
+def _open(name: str, path: Path) -> np.memmap:
     """The array of a .npy file, mapped."""
     try:
         return np.lib.format.open_memmap(path, mode="r")
