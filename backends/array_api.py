@@ -64,7 +64,7 @@ def eager_jit(xp: Any, fn: Callable[..., Any], static: tuple[str, ...] = (), don
 
 def brought(xp: Any, values: Tree) -> Tree:
     """The tree with its NumPy arrays as arrays of ``xp``."""
-    return tree.map(lambda leaf: asarray(xp, leaf) if isinstance(leaf, np.ndarray) and xp is not np else leaf, values)
+    return tree.map(lambda leaf: asarray(xp, leaf) if isinstance(leaf, np.ndarray) else leaf, values)
 
 
 def poisoning_jit(xp: Any, fn: Callable[..., Any], static: tuple[str, ...] = (), donate: tuple[str, ...] = ()) -> Any:
