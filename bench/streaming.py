@@ -17,6 +17,7 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 import minimodel as mm
 from minimodel.bench.common import arguments, report
@@ -29,17 +30,19 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--gigabytes", type=float, default=4.0)
     parser.add_argument("--backend", default="numpy")
+    parser.add_argument("--threads", type=int, help="of BLAS, under NumPy; by default its own choice")
     parser.add_argument("--repeats", type=int, default=3, help="turns of one process each; medians are reported")
     parser.add_argument("--folder", help="where the files go for the time being; by default the system's own place")
     parser.add_argument("--only", choices=("stream", "memory"), help="what a process of its own is started for")
     options = parser.parse_args()
     if options.only:
-        print(json.dumps(measure(options.only, Path(options.folder), options.backend)))
+        with threadpool_limits(options.threads, "blas"):
+            print(json.dumps(measure(options.only, Path(options.folder), options.backend)))
         return
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         rows = write(Path(folder), options.gigabytes)
         turns = [
-            {only: in_process(only, folder, options.backend) for only in ("memory", "stream")}
+            {only: in_process(only, folder, options.backend, options.threads) for only in ("memory", "stream")}
             for _ in range(options.repeats)
         ]
     found = {
@@ -52,8 +55,8 @@ def main() -> None:
     print(
         f"{rows:,} rows of {4 * FEATURES} bytes, {options.backend}: the stream runs at {ratio:.2f}× the rate in memory"
     )
-    results = {"rows": rows, "backend": options.backend, "ratio": ratio, **found, "turns": turns}
-    report(results, options.out)
+    settings = {"rows": rows, "backend": options.backend, "threads": options.threads}
+    report({**settings, "ratio": ratio, **found, "turns": turns}, options.out)
 
 
 def write(folder: Path, gigabytes: float) -> int:
@@ -69,9 +72,10 @@ def write(folder: Path, gigabytes: float) -> int:
     return rows
 
 
-def in_process(only: str, folder: str, backend: str) -> dict[str, Any]:
+def in_process(only: str, folder: str, backend: str, threads: int | None) -> dict[str, Any]:
     """``measure`` in a fresh process."""
     options = ["--only", only, "--folder", folder, "--backend", backend]
+    options += [] if threads is None else ["--threads", str(threads)]
     command = [sys.executable, "-m", "minimodel.bench.streaming", *options]
     print(f"{only} …", flush=True)
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])

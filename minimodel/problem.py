@@ -112,7 +112,7 @@ def prepare(
 
     def read(epoch: int, multiple: int) -> Iterator[Rows]:
         size = max(1, CHUNK // (4 * network.layer_sizes[0] * multiple)) * multiple
-        for x, y in data.chunks(epoch, size, fitted.normalization):
+        for x, y in data.chunks(epoch, size, fitted.normalization, reuse=True):
             yield rows(Dataset(x, y), "train", lambda y: None if by_class is None else by_class[y], ready=True)
             del x, y  # or they would stay while the next are read
 

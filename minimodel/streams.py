@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from math import prod
+from itertools import cycle
 from os import PathLike
 from typing import Any, TypeVar
 
@@ -51,12 +51,13 @@ class Stream:
         return int(self.validation.y.shape[1]) if self.counts is None else len(self.counts)
 
     def chunks(
-        self, epoch: int, rows: int, normalization: Normalization | None = None
+        self, epoch: int, rows: int, normalization: Normalization | None = None, *, reuse: bool = False
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(x, y) of ``rows`` rows each, the last of what is left: the batches of an epoch, checked and regrouped.
 
         x (rows, features) is uint8 or float32, or float32 and normalised, which is cheapest while a batch is in the
-        cache; y int32 labels (rows,) or float32 targets (rows, out).
+        cache; y int32 labels (rows,) or float32 targets (rows, out). With ``reuse`` a chunk lies where the one before
+        the last did, since new memory costs a fault a page.
         Raises ValueError where the rows are not as many or not of the form that the stream was made for.
         """
         if rows < 1:
@@ -64,10 +65,16 @@ class Stream:
         parts = self._checked(epoch)
         x, y = (array[:0] for array in self.validation)  # what is left of a batch
         kinds = (np.float32 if normalization else x.dtype, y.dtype)
-        for start in range(0, self.rows, rows):
+        rows = min(rows, self.rows)
+        shapes = [(rows, *array.shape[1:]) for array in self.validation]
+
+        def new() -> list[np.ndarray]:
+            return list(map(np.empty, shapes, kinds))
+
+        places = cycle([new(), new()]) if reuse else iter(new, None)
+        for start, place in zip(range(0, self.rows, rows), places, strict=False):
             size, filled = min(rows, self.rows - start), 0
-            shapes = ((size, *array.shape[1:]) for array in self.validation)
-            chunk = Dataset(*map(np.empty, shapes, kinds))
+            chunk = Dataset(*(array[:size] for array in place))
             while filled < size:
                 x, y = (x, y) if len(x) else next(parts)
                 n = min(len(x), size - filled)
@@ -194,14 +201,16 @@ class _Files:
 
     def read(self, numbers: Iterable[int], *, training: bool) -> Iterator[Checked]:
         """The rows of blocks that are for training or that are held out, checked here, where their place is known."""
-        files = self.opened()
+        files, most = self.opened(), -(-self.shapes[0][0] // self.blocks)
+        places = [np.empty((most, *file.shape[1:]), file.dtype) for file in files]
         for i in numbers:
             first, stop = (int(j) * self.shapes[0][0] // self.blocks for j in (i, i + 1))
             held = self.held[slice(*np.searchsorted(self.held, (first, stop)))]
             if len(rows := np.delete(np.arange(first, stop), held - first) if training else held):
                 kind = "training" if training else "held-out"
                 name = f"{self.paths[0]}, {self.paths[1]}: of {len(rows)} {kind} rows from {rows[0]} to {rows[-1]}"
-                pair = tuple(_block(*each, first, stop)[rows - first] for each in zip(self.paths, files, strict=True))
+                each = zip(self.paths, files, places, strict=True)
+                pair = tuple(_block(*found, first, stop)[rows - first] for found in each)
                 yield Checked(*_check(name, pair, self.task))
 
     def opened(self) -> tuple[np.memmap, ...]:
@@ -212,15 +221,16 @@ class _Files:
         return files
 
 
-def _block(path: Path, file: np.memmap, first: int, stop: int) -> np.ndarray:
-    """Rows of a file, read: what a mapping has touched would count as memory in use, and costs a fault a page."""
+def _block(path: Path, file: np.memmap, place: np.ndarray, first: int, stop: int) -> np.ndarray:
+    """Rows of a file, read to one place: what a mapping has touched would count as memory in use."""
     if not file.flags.c_contiguous:
         return np.array(_open("path", path)[first:stop])
-    row = file.dtype.itemsize * prod(file.shape[1:])
-    raw = np.fromfile(path, np.uint8, count=row * (stop - first), offset=file.offset + row * first)
-    if len(raw) != row * (stop - first):
-        raise ValueError(f"{path}: rows {first} to {stop - 1} are not there any more; make the stream anew")
-    return raw.view(file.dtype).reshape(stop - first, *file.shape[1:])
+    block = place[: stop - first]
+    with open(path, "rb", buffering=0) as raw:
+        raw.seek(file.offset + first * place[0].nbytes)
+        if raw.readinto(block.reshape(-1).view(np.uint8)) != block.nbytes:
+            raise ValueError(f"{path}: rows {first} to {stop - 1} are not there any more; make the stream anew")
+    return block
 
 
 def _spread(key: np.ndarray, n: int, count: int) -> np.ndarray:

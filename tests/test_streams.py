@@ -1,5 +1,6 @@
 """Streams: every training row once an epoch, normalised as if all were in memory, in memory that does not grow."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -131,8 +132,27 @@ def test_chunks_have_the_size_that_was_asked_for(kind, sizes, rows):
 
 def test_chunks_are_arrays_of_their_own():
     x, y = table()
-    for chunk, _ in stream(x, y, (60,)).chunks(0, 60):
-        assert not np.shares_memory(chunk, x) and chunk.flags.owndata
+    chunks = [array for pair in stream(x, y, (60,)).chunks(0, 25) for array in pair]
+    assert len(chunks) == 6
+    for one, other in itertools.combinations([x, y, *chunks], 2):
+        assert not np.shares_memory(one, other)
+
+
+@pytest.mark.parametrize("kind", ["labels", "targets"])
+def test_chunks_that_reuse_memory_leave_the_one_before_alone(kind):
+    x, y = table(60, kind=kind)
+    y = x if kind == "targets" else y  # both of one shape
+    pairs = stream(x, y, (7,)).chunks(0, 8, reuse=True)
+    before, places = None, []
+    for start, pair in zip(range(0, 60, 8), pairs, strict=True):
+        now = slice(start, start + 8)
+        for chunk, array in ((before, slice(start - 8, start)), (pair, now)):
+            if chunk is not None:
+                np.testing.assert_array_equal(chunk[0], x[array])
+                np.testing.assert_array_equal(chunk[1], y[array])
+        before = pair
+        places.append(tuple(part.ctypes.data for part in pair))
+    assert len(set(places)) == 2 and places[0] == places[2] != places[1]
 
 
 def test_putting_a_chunk_together_takes_the_memory_of_one():
