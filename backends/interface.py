@@ -14,7 +14,7 @@ class Backend:
 
     name             as given to ``load``
     xp               the Array-API namespace
-    devices          the devices it sees, in words; for people and run records
+    devices          the devices it uses, in words; for people and run records
     asarray          (x, dtype=None, copy=True) -> array; a copy, never an alias of host memory, but with copy=False,
                      for an array that nobody else will write to
     to_numpy         (tree) -> tree of NumPy arrays; the only way from the device to the host
@@ -26,6 +26,8 @@ class Backend:
                      the others come over by themselves, which costs less than asarray: leave them as they are
     scan             (step, carry, xs) -> (carry, ys); step(carry, x) -> (carry, y) over the first axis of xs,
                      which must not be empty
+    spread           (tree, axis) -> the tree with that axis shared out over the devices as far as it divides, or with
+                     None, all of it on each of them; the values are the same
     take             (x, rows) -> x[rows] for an integer array of any shape, whose numbers must be rows of x
     random_bits      (key, shape) -> uint32 words of threefry2x32; key (*population, 2) -> (*population, *shape)
     order            (words) -> int32: what sorts uint32 words along the last axis, of equal ones the first first
@@ -42,6 +44,7 @@ class Backend:
     packs: int
     jit: Callable[..., Callable[..., Any]]
     scan: Callable[[Callable[..., Any], Tree, Tree], tuple[Tree, Tree]]
+    spread: Callable[[Tree, int | None], Tree]
     take: Callable[[Array, Array], Array]
     random_bits: Callable[[Array, tuple[int, ...]], Array]
     order: Callable[[Array], Array]

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from minimodel.backends import array_api
 from minimodel.backends.interface import Backend, check_integer_matmul, scan_length
@@ -20,23 +21,27 @@ PRECISIONS = ("highest", "high", "default")
 def make(variant: str | None = None, *, precision: str = "highest") -> Backend:
     """JAX on its default device, or on the first of a platform: ``jax:cpu``, ``jax:gpu``, ``jax:tpu``.
 
+    Without a platform a population that is spread uses all devices.
+
     ``precision`` is that of matrix products: "highest" is full float32 everywhere; "high" and "default" let an
     accelerator use fewer bits for speed.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision: expected one of {PRECISIONS}, got {precision!r}")
-    device = find_device(variant)
+    device = find_device(variant) if variant else None
+    devices = [device] if variant else jax.devices()
     placed = functools.partial(jax.default_device, device) if variant else nullcontext
     return Backend(
         name=f"jax:{variant}" if variant else "jax",
         xp=jnp,
-        devices=tuple(str(found) for found in jax.devices(device.platform)),
+        devices=tuple(map(str, devices)),
         asarray=functools.partial(asarray, device),
         to_numpy=functools.partial(jax.tree.map, np.array),
         synchronize=jax.block_until_ready,
         packs=0,
         jit=functools.cache(functools.partial(jit, placed, precision)),
         scan=scan,
+        spread=functools.partial(spread, devices),
         take=take,
         random_bits=random_bits,
         order=order,
@@ -45,7 +50,7 @@ def make(variant: str | None = None, *, precision: str = "highest") -> Backend:
     )
 
 
-def find_device(variant: str | None) -> Any:
+def find_device(variant: str) -> Any:
     """The first device of a platform."""
     try:
         return jax.devices(variant)[0]
@@ -86,6 +91,21 @@ def scan(step: Callable[..., Any], carry: Tree, xs: Tree) -> tuple[Tree, Tree]:
     """One XLA loop."""
     scan_length(xs)
     return lax.scan(step, carry, xs)
+
+
+def spread(devices: list[Any], values: Tree, axis: int | None) -> Tree:
+    """A constraint on where XLA keeps them."""
+    if len(devices) == 1:
+        return values
+    mesh = Mesh(devices, ("population",))
+
+    def place(leaf: Array) -> Array:
+        shared = axis is not None and leaf.shape[axis] % len(devices) == 0
+        names = (*(None,) * axis, "population") if axis is not None and shared else ()
+        where = NamedSharding(mesh, PartitionSpec(*names))  # type: ignore[no-untyped-call]
+        return lax.with_sharding_constraint(leaf, where)  # type: ignore[no-untyped-call]
+
+    return jax.tree.map(place, values)
 
 
 def take(x: Array, rows: Array) -> Array:

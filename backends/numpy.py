@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from math import prod
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +25,7 @@ def make(variant: str | None = None, *, debug: bool = False) -> Backend:
         name="numpy",
         jit=eager.jit if debug else replay.jit,
         scan=eager.scan if debug else replay.scan,
+        asarray=asarray,
         to_numpy=identity,
         take=take,
         random_bits=random_bits,
@@ -31,6 +33,13 @@ def make(variant: str | None = None, *, debug: bool = False) -> Backend:
         integer_matmul=integer_matmul,
         kth_largest=kth_largest,
     )
+
+
+def asarray(x: Any, dtype: Any = None, copy: bool = True) -> Array:
+    """As everywhere; what is being recorded is an array already."""
+    if isinstance(x, replay.Recorded) and dtype in (None, x.dtype):
+        return x
+    return array_api.asarray(np, x, dtype, copy)
 
 
 def identity(values: Tree) -> Tree:

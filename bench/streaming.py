@@ -17,7 +17,6 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 import minimodel as mm
 from minimodel.bench.common import arguments, report
@@ -36,6 +35,8 @@ def main() -> None:
     parser.add_argument("--only", choices=("stream", "memory"), help="what a process of its own is started for")
     options = parser.parse_args()
     if options.only:
+        from threadpoolctl import threadpool_limits
+
         with threadpool_limits(options.threads, "blas"):
             print(json.dumps(measure(options.only, Path(options.folder), options.backend)))
         return

@@ -11,8 +11,9 @@ from minimodel.network import Layer, Network, Params
 from minimodel.problem import DivergedError
 from minimodel.qarray import QArray
 from minimodel.search import optimizers, schedules, strategies
+from minimodel.search.budgets import hyperband, hyperband_brackets, hyperband_candidates, successive_halving
 from minimodel.search.gradient_descent import gradient_descent
-from minimodel.search.random_search import random_search
+from minimodel.search.random_search import error_rate, random_search
 from minimodel.streams import Stream, stream_batches, stream_files
 
 __all__ = [
@@ -30,10 +31,14 @@ __all__ = [
     "__version__",
     "backends",
     "datasets",
+    "error_rate",
     "fisher_diagonal",
     "gnvp",
     "gradient_descent",
     "hvp",
+    "hyperband",
+    "hyperband_brackets",
+    "hyperband_candidates",
     "input_gradient",
     "jvp",
     "load",
@@ -48,6 +53,7 @@ __all__ = [
     "strategies",
     "stream_batches",
     "stream_files",
+    "successive_halving",
     "value_and_grad",
     "vjp",
 ]

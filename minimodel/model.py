@@ -65,9 +65,9 @@ class Model:
     split_seed      what the data were split with, so that their test part can be found again
     masks           what pruning kept, one array of bool per weight
     quantized       the integers of each weight, of ``bits`` bits
-    history         what the run recorded: loss and learning_rate by step, validation_loss by epoch or generation;
-                    not saved
-    state           where gradient descent stopped, and the losses of the best, for ``resume`` and ``best``; not saved
+    history         what the run recorded: loss and learning_rate by step, validation_loss by epoch; of a random search
+                    loss by generation; of a budgeted search the rungs as well; not saved
+    state           where the run stopped, and the validation losses of the best, for ``resume`` and ``best``; not saved
     """
 
     network: Network

@@ -9,7 +9,7 @@ import numpy as np
 from minimodel import random
 from minimodel.activations import ACTIVATIONS, Activation
 from minimodel.backends import Backend, load
-from minimodel.tree import Array
+from minimodel.tree import Array, namespace
 
 
 class Layer(NamedTuple):
@@ -17,6 +17,15 @@ class Layer(NamedTuple):
 
     weight: Array  # (*population, in, out)
     bias: Array  # (*population, out)
+
+
+class LowRank(NamedTuple):
+    """x ↦ x·(weight + a·b) + bias, where members share the weight and differ in the factors; a·b is never formed."""
+
+    weight: Array  # (in, out)
+    bias: Array  # (*population, out)
+    a: Array  # (*population, in, rank)
+    b: Array  # (*population, rank, out)
 
 
 Params = tuple[Layer, ...]
@@ -91,17 +100,36 @@ def _init(key: Array, *, network: Network, backend: Backend) -> Params:
     return tuple(params)
 
 
-def affine(layer: Layer, x: Array) -> Array:
-    """x·W + b."""
+def affine(layer: Layer | LowRank, x: Array) -> Array:
+    """x·W + b; of a low rank x·W + (x·a)·b, of which members that share x share the first product."""
     z = x @ layer.weight
+    if isinstance(layer, LowRank):
+        change = _through(x, layer.a) @ layer.b if layer.a.shape[-1] > 1 else _through(x, layer.a) * layer.b
+        change += z
+        z = change
     z += layer.bias[..., None, :]
     return z
+
+
+def _through(x: Array, a: Array) -> Array:
+    """x·a, (*population, batch, rank): one product for all members where they share x (batch, in)."""
+    if x.ndim > 2 or a.ndim != 3:
+        return x @ a
+    xp = namespace(x, a)
+    members, inputs, rank = a.shape
+    side_by_side = xp.reshape(xp.moveaxis(a, 0, 1), (inputs, members * rank))
+    return xp.moveaxis(xp.reshape(x @ side_by_side, (x.shape[0], members, rank)), 1, 0)
+
+
+def dense(layer: Layer | LowRank) -> Layer:
+    """The same layer with its weight formed."""
+    return Layer(layer.weight + layer.a @ layer.b, layer.bias) if isinstance(layer, LowRank) else layer
 
 
 def check(network: Network, params: Params, x: Array) -> None:
     """Refuse parameters or inputs that do not fit the network."""
     found = tuple(layer.weight.shape[-2:] for layer in params)
-    if found != network.shapes or any(w.shape[-1:] != b.shape[-1:] for w, b in params):
+    if found != network.shapes or any(layer.weight.shape[-1:] != layer.bias.shape[-1:] for layer in params):
         raise ValueError(f"params: expected weights of shapes {network.shapes}, got {found}")
     if x.ndim < 2 or x.shape[-1] != network.layer_sizes[0] or x.shape[-2] == 0:
         raise ValueError(f"x: expected (…, batch, {network.layer_sizes[0]}), batch at least 1, got {tuple(x.shape)}")

@@ -13,8 +13,8 @@ class Progress(NamedTuple):
 
     done, total       epochs or generations; a fraction of an epoch within a stream
     loss              mean training loss since the last report, or the best fitness so far
-    validation_loss   after the last whole epoch; None in random search
-    learning_rate     the last one used; None in random search
+    validation_loss   after the last whole epoch, or of what a strategy now holds for the best
+    learning_rate     the last one used; None where there is none
     seconds           since the run began
     first             what was done before it, of a run that is resumed
     """

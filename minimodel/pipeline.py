@@ -18,7 +18,7 @@ from minimodel.search import optimizers, schedules
 from minimodel.search.gradient_descent import gradient_descent
 from minimodel.search.optimizers import Optimizer
 from minimodel.search.random_search import random_search
-from minimodel.search.strategies import local
+from minimodel.search.strategies import hill_climbing
 
 STAGES = ("random_search", "gradient_descent", "prune", "quantize")
 MANY_ROWS = 10_000  # from here on mini-batches are larger and epochs fewer
@@ -73,7 +73,14 @@ def run(
     longer = epochs + epochs // 2
     stages: dict[str, Callable[[Model, Callback], Model]] = {
         "random_search": lambda _, callback: random_search(
-            network, data, strategy=local(), generations=100, population=32, rows=512, callback=callback, **common
+            network,
+            data,
+            strategy=hill_climbing(),
+            generations=100,
+            population=32,
+            rows=512,
+            callback=callback,
+            **common,
         ),
         "gradient_descent": lambda model, callback: gradient_descent(
             network,

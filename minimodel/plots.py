@@ -19,14 +19,14 @@ def draw_run(stages: list[Stage], title: str, path: str | Path) -> None:
 
     start = 0
     for stage in stages:
-        losses = stage.model.history.get("validation_loss", stage.model.history["loss"])
+        losses = stage.model.history["validation_loss"]
         curve.plot(np.arange(start, start + len(losses)), losses, color=INK)
         curve.axvline(start, color="0.8", linewidth=0.8, zorder=0)
         curve.annotate(
             f" {stage.name}", (start, 0.98), xycoords=("data", "axes fraction"), va="top", rotation=90, fontsize=8
         )
         start += len(losses)
-    curve.set(yscale="log", xlabel="generation or epoch", ylabel="loss (search: train, then: validation)")
+    curve.set(yscale="log", xlabel="epoch, or ten generations of the search", ylabel="validation loss")
 
     classify = stages[0].accuracy is not None
     errors = [100 * (1 - (stage.accuracy or 0)) if classify else 1 - (stage.r2 or 0) for stage in stages]

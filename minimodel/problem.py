@@ -206,15 +206,28 @@ def check_data(network: Network, loss: Loss, data: Dataset, name: str = "data", 
 
 
 def run_keys(seed: Any, population: int | None) -> np.ndarray:
-    """The key of the seed; with a population, member i has the key of seed + i."""
-    if isinstance(seed, bool) or not hasattr(seed, "__index__"):
-        raise ValueError(f"seed: expected an integer from 0 to 2^64 − 1, got {seed!r}")
+    """The key of the seed; with a population, the keys of its members' seeds."""
     if population is None:
-        return random.key(int(seed))
-    seeds = [int(seed) + i for i in range(check_count("population", population, 1))]
-    if not 0 <= seeds[0] <= seeds[-1] < 2**64:
-        raise ValueError(f"seed: expected an integer from 0 to 2^64 − {len(seeds)}, got {seed!r}")
-    return random.key(np.asarray(seeds, np.uint64))
+        return random.key(check_seed(seed))
+    return random.key(np.asarray(member_seeds(seed, population), np.uint64))
+
+
+def member_seeds(seed: Any, population: int) -> list[int]:
+    """seed + i for member i; or the seeds as they are, where there is one for each member."""
+    count = check_count("population", population, 1)
+    if not hasattr(seed, "__len__") or (isinstance(seed, np.ndarray) and seed.ndim == 0):
+        return [check_seed(seed, count) + i for i in range(count)]
+    if len(seed) != count:
+        raise ValueError(f"seed: expected an integer or {count}, one for each member, got {len(seed)}")
+    return [check_seed(one) for one in seed]
+
+
+def check_seed(seed: Any, count: int = 1) -> int:
+    """The seed, if it is an integer, and so many from it on are below 2^64."""
+    whole = hasattr(seed, "__index__") and not isinstance(seed, bool) and np.ndim(seed) == 0
+    if not whole or not 0 <= int(seed) <= 2**64 - count:
+        raise ValueError(f"seed: expected an integer from 0 to 2^64 − {count}, got {seed!r}")
+    return int(seed)
 
 
 def check_count(name: str, value: Any, least: int) -> int:

@@ -127,7 +127,9 @@ def _normal(key: Array, *, shape: tuple[int, ...], backend: Backend) -> Array:
     """u = 2k/2²³ − (1 − 2⁻²⁴) never reaches ±1, where erf⁻¹ is infinite."""
     xp = backend.xp
     u = _uniform(key, TINY - 1.0, 2.0, shape=shape, backend=backend)
-    w = -xp.log1p(-u * u)
+    # −log1p(−u²) to within its own rounding, ten times as fast in NumPy. The minimum changes no value; without it XLA
+    # would round u² and the difference as one, and the tails, where that shows, would differ between backends.
+    w = -xp.log(1.0 - xp.minimum(u * u, xp.ones_like(u)))
     centre, tail = w - 2.5, xp.sqrt(w) - 3.0
     u *= xp.where(w < 5.0, _horner(CENTRE, centre), _horner(TAIL, tail))
     u *= sqrt(2)

@@ -228,7 +228,7 @@ def _block(path: Path, file: np.memmap, place: np.ndarray, first: int, stop: int
     block = place[: stop - first]
     with open(path, "rb", buffering=0) as raw:
         raw.seek(file.offset + first * place[0].nbytes)
-        if raw.readinto(block.reshape(-1).view(np.uint8)) != block.nbytes:
+        if raw.readinto(block.reshape(-1).view(np.uint8).data) != block.nbytes:
             raise ValueError(f"{path}: rows {first} to {stop - 1} are not there any more; make the stream anew")
     return block
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 import minimodel as mm
+from minimodel import optimizers, strategies
 from minimodel.backends import replay
 
 settings.register_profile(
@@ -42,6 +43,46 @@ def backend(request):
 @pytest.fixture(params=[None, 3], ids=["single", "population"])
 def population(request):
     return request.param
+
+
+# Every strategy, by its σ.
+STRATEGIES = {
+    "uniform": lambda sigma: strategies.uniform(-5 * sigma, 5 * sigma),
+    "gaussian": lambda sigma: strategies.gaussian(10 * sigma),
+    "cauchy": strategies.cauchy,
+    "sobol": lambda sigma: strategies.gaussian(10 * sigma, points="sobol"),
+    "hill_climbing": strategies.hill_climbing,
+    "hill_climbing cauchy": lambda sigma: strategies.hill_climbing(sigma, law="cauchy"),
+    "one_plus_one": strategies.one_plus_one,
+    "mu_lambda": strategies.mu_lambda,
+    "simulated_annealing": strategies.simulated_annealing,
+    "open_es": strategies.open_es,
+    "open_es average": lambda sigma: strategies.open_es(
+        sigma, optimizer=optimizers.momentum(sigma, average=0.5), antithetic=False
+    ),
+    "low_rank_es": lambda sigma: strategies.low_rank_es(sigma, optimizer=optimizers.adam(sigma / 5)),
+    "low_rank_es 3": lambda sigma: strategies.low_rank_es(sigma, rank=3, antithetic=False),
+    "snes": strategies.snes,
+    "sep_cma_es": strategies.sep_cma_es,
+    "subspace": lambda sigma: strategies.subspace(strategies.snes(sigma), 5, seed=1),
+    "subspace redraw": lambda sigma: strategies.subspace(strategies.open_es(sigma), 5, seed=1, redraw=True),
+}
+
+
+@pytest.fixture(params=STRATEGIES)
+def maker(request):
+    """A function of σ that makes a strategy."""
+    if request.param == "sobol":
+        pytest.importorskip("scipy")
+    return STRATEGIES[request.param]
+
+
+@pytest.fixture(params=[name for name in STRATEGIES if "low_rank" not in name])
+def vector_maker(request):
+    """As ``maker``, of strategies that search vectors too."""
+    if request.param == "sobol":
+        pytest.importorskip("scipy")
+    return STRATEGIES[request.param]
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from minimodel.losses import Loss
 from minimodel.problem import masked, prepare, run_keys, to_backend
 from minimodel.search import random_search
 from minimodel.search.programs import DIRECT, Draws, Static, Traced, begin, epoch, mini_batches
-from minimodel.search.strategies import local
+from minimodel.search.strategies import hill_climbing
 from minimodel.search.training import INIT, ORDER, fit
 
 NETWORK = mm.Network((4, 6, 3))
@@ -1104,16 +1104,18 @@ def test_a_whole_descent_compiles_as_one_program(jax_backend, splits):
 def test_a_whole_random_search_compiles_as_one_program(jax_backend, splits):
     import jax
 
-    strategy = local()
+    strategy = hill_climbing()
     problem = prepare(NETWORK, splits, None, jax_backend, fitted=splits)
-    static = random_search.Static(jax_backend, NETWORK, problem.loss, strategy.plan, 8)
+    held = random_search.of_loss(problem.loss)
+    static = random_search.Static(jax_backend, NETWORK, held, held, strategy.plan, 8)
 
     @jax.jit
     def whole(key, config, part, numbers):
         params = NETWORK.init(random.fold_in(key, random_search.INIT), backend=jax_backend)
-        state = random_search.begin(params, part, static=static)
-        draws = random.fold_in(key, random_search.DRAWS)
-        return random_search.search(state, config, part, draws, numbers, static=static)[1]
+        draws, batches = (random.fold_in(key, use) for use in (random_search.DRAWS, random_search.BATCHES))
+        given = random_search.Given(config, part, draws, batches)
+        search = random_search.begin(params, given, static=static, keep=None)
+        return random_search.evolve(search, given, numbers, None, None, static=static)[1]
 
     config = to_backend(jax_backend, strategy.config)
     (rows,) = problem.chunks(0, 1)

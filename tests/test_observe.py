@@ -90,10 +90,11 @@ def test_a_search_reports_the_best_fitness(models, splits):
     found = watched("random_search", None, splits, seen.append)
     done = [progress.done for progress in seen]
     assert done[-1] == 40 and done == sorted(set(done))
-    for progress in seen:
+    for i, progress in enumerate(seen):
         assert progress.total == 40
-        assert progress.loss == found.history["loss"][progress.done - 1] == progress.best
-        assert progress.validation_loss is progress.learning_rate is None
+        assert progress.loss == found.history["loss"][progress.done - 1]
+        assert progress.validation_loss == found.history["validation_loss"][i + 1] == progress.best
+        assert progress.learning_rate is None
 
 
 def test_a_stream_reports_every_chunk(population, models, splits, monkeypatch):

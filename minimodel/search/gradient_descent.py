@@ -1,6 +1,9 @@
 """Gradient descent: θ ← θ − η ∇J(θ) on mini-batches redrawn each epoch, the best on validation kept."""
 
+from collections.abc import Sequence
 from typing import Any, Unpack
+
+import numpy as np
 
 from minimodel.backends import Backend, load
 from minimodel.datasets import Splits
@@ -17,7 +20,7 @@ def gradient_descent(
     network: Network,
     data: Splits | Stream,
     *,
-    seed: int,
+    seed: int | Sequence[int] | np.ndarray,
     backend: str | Backend = "numpy",
     loss: str | Loss | None = None,
     params: Params | None = None,
@@ -36,9 +39,9 @@ def gradient_descent(
 
     loss             a name from ``losses`` or a Loss; by default softmax cross-entropy for labels, else squared error
     masks            one array of 0 and 1 per weight; weights where it is 0 are and stay exactly 0
-    population       P networks at once: member i is the run with seed + i, and arrays gain a leading axis of P; the
-                     learning rate and every number of the optimizer, dropout, input_dropout, label_smoothing,
-                     patience and min_delta may be arrays of P
+    population       P networks at once: member i is the run with seed + i, or with seed[i] where there are P seeds, and
+                     arrays gain a leading axis of P; the learning rate and every number of the optimizer, dropout,
+                     input_dropout, label_smoothing, patience and min_delta may be arrays of P
     sample_weight    one for each training row; class_weight: one for each class, a dict, or "balanced". J becomes the
                      weighted mean over the training rows; the validation loss is not weighted
     resume           a model that this function returned: go on from its last epoch, up to ``epochs`` in all; the data,

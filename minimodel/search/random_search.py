@@ -1,8 +1,9 @@
 """Random search: θ ← argmin J over {θ, θ + ε₁, …, θ + ε_P}, a whole population evaluated at once."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from time import perf_counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,10 +12,11 @@ from minimodel.backends import Backend, load
 from minimodel.datasets import Splits
 from minimodel.losses import Loss
 from minimodel.model import Model, new_model
-from minimodel.network import Network, Params
+from minimodel.network import Layer, Network, Params
 from minimodel.observe import Callback, Progress
 from minimodel.problem import (
     DivergedError,
+    Problem,
     Rows,
     check_count,
     check_params,
@@ -23,13 +25,17 @@ from minimodel.problem import (
     run_keys,
     to_backend,
 )
-from minimodel.search import strategies
-from minimodel.search.strategies import Plan, Strategy
+from minimodel.search import quasi, schedules
+from minimodel.search.plans import Plan, State, formed, told
+from minimodel.search.space import ravel, unravel
+from minimodel.search.strategies import Strategy, check_strategy, hill_climbing
 from minimodel.tree import Array, Tree
 
-INIT, DRAWS = 0, 1  # what the run's key is folded with: initial parameters, candidates
+INIT, DRAWS, BATCHES = 0, 1, 2  # what the run's key is folded with: initial parameters, candidates, mini-batches
 GENERATIONS = 10  # in one program; between two of them the host looks and reports
 CACHED, ACCELERATED = 2**19, 2**28  # floats: 2 MiB, the cache of one core; 1 GiB
+
+Fitness = Callable[[Params, Array, Array], Array]  # (params, outputs, targets) -> one number a candidate
 
 
 class Static(NamedTuple):
@@ -37,9 +43,49 @@ class Static(NamedTuple):
 
     backend: Backend
     network: Network
-    loss: Loss
+    fitness: Fitness
+    validation: Fitness
     plan: Plan
     population: int
+    batch_size: int | None = None
+    own_batches: bool = False
+
+
+class Elite(NamedTuple):
+    """The k best candidates so far, as vectors (k, N), the best first, and their fitness (k,)."""
+
+    vectors: Array
+    fitness: Array
+
+
+class Search(NamedTuple):
+    """A search between two generations."""
+
+    state: State
+    elite: Elite | None
+
+
+class Given(NamedTuple):
+    """What a search program is given: numbers that change without recompiling."""
+
+    config: Tree
+    part: Rows
+    key: Array
+    batch_key: Array
+
+
+class Stopped(NamedTuple):
+    """What a model of a search keeps: the search, for ``resume``, and the validation losses of its networks."""
+
+    search: Search
+    best_loss: np.ndarray
+
+
+def error_rate(params: Params, outputs: Array, targets: Array) -> Array:
+    """The part of the rows whose greatest output is not that of the label: a fitness without a gradient."""
+    xp = tree.namespace(outputs)
+    hits = xp.argmax(outputs, axis=-1) == xp.argmax(targets, axis=-1)
+    return 1 - losses.mean(xp.astype(hits, outputs.dtype))
 
 
 @np.errstate(over="ignore", invalid="ignore")  # candidates that overflow rank last
@@ -50,113 +96,279 @@ def random_search(
     seed: int,
     backend: str | Backend = "numpy",
     loss: str | Loss | None = None,
+    fitness: Fitness | None = None,
     strategy: Strategy | None = None,
     generations: int = 100,
     population: int = 128,
     rows: int | None = None,
+    batch_size: int | None = None,
+    own_batches: bool = False,
+    keep: int | None = None,
     params: Params | None = None,
+    resume: Model | None = None,
     callback: Callback | None = None,
 ) -> Model:
-    """Search the parameters without gradients; the fitness is the loss on the training rows.
+    """Search the parameters without gradients.
 
-    Each generation the strategy draws a population of candidates, evaluated in chunks that fit the cache. The best
-    candidate ever seen is kept, so the fitness never gets worse. It starts from ``params``, or from ``network.init``,
-    which counts as a candidate.
+    Each generation the strategy asks for a population of candidates, evaluated in chunks that fit the cache and, with
+    JAX, on all its devices. The search starts from ``params``, or ``network.init``, which counts as a candidate. At the
+    end the best candidate and the strategy's own mean are evaluated on all the rows; the better one is returned.
 
     loss         a name from ``losses`` or a Loss; by default softmax cross-entropy for labels, else squared error
-    strategy     by default ``strategies.local()``
+    fitness      what is to be as low as possible: any function (params, outputs (P, rows, out), targets (rows, out)) ->
+                 (P,), labels being one-hot, such as ``error_rate``; by default the loss
+    strategy     by default ``strategies.hill_climbing()``
+    generations  in all, those before a ``resume`` included
     population   candidates of a generation
-    rows         evaluate on this many training rows, the same for all candidates; by default on all of them
+    rows         evaluate on the first so many training rows; by default on all of them
+    batch_size   evaluate each generation on so many of the rows, drawn anew; with ``own_batches`` each candidate, or
+                 mirrored pair of them, on its own
+    keep         return the best so many candidates, as a population, to descend from for instance
+    resume       a model that random_search returned: go on where it stopped
     callback     called now and then with ``Progress``; True ends the search
 
-    Raises ValueError for input that does not fit, DivergedError when no candidate ever had a finite loss.
+    The history holds the best fitness so far after each generation, "loss", and "validation_loss": that of what the
+    strategy holds for the best, at first and after every 10 generations.
+    Raises ValueError for input that does not fit, DivergedError when no candidate ever had a finite fitness.
     """
-    generations, population = check_count("generations", generations, 0), check_count("population", population, 1)
-    rows = None if rows is None else check_count("rows", rows, 1)
     backend, key = load(backend), run_keys(seed, None)
+    generations, population = check_count("generations", generations, 0), check_count("population", population, 1)
+    rows, batch_size, keep = (
+        None if value is None else check_count(name, value, 1)
+        for name, value in (("rows", rows), ("batch_size", batch_size), ("keep", keep))
+    )
+    strategy = hill_climbing() if strategy is None else strategy
+    check_strategy(strategy)
+    if strategy.plan.mirrored and population % 2:
+        raise ValueError(
+            f"population: this strategy's candidates come in pairs; expected an even number, got {population}"
+        )
     if not isinstance(data, Splits):
         raise TypeError(f"data: random_search takes Splits, got {type(data).__name__}")
     problem = prepare(network, data, loss, backend, fitted=data)
-    strategy = strategy or strategies.local()
-    if params is None:
-        params = network.init(random.fold_in(key, INIT), backend=backend)
-    else:
-        params = check_params(network, params, None)
-    check_strategy(strategy)
-    used = min(rows or len(data.train.x), len(data.train.x))
     (train,) = problem.chunks(0, 1)
-    part = Rows(train.x[:used, ...], train.t[:used, ...])
-    static = Static(backend, network, problem.loss, strategy.plan, population)
-    config = to_backend(backend, strategy.config)
-    start = backend.jit(begin, static=("static",))
-    advance = backend.jit(search, static=("static",), donate=("state",))
+    part = Rows(train.x[:rows, ...], train.t[:rows, ...])
+    batch_size = None if batch_size is None else min(batch_size, part.x.shape[0])
+    held = of_loss(problem.loss)
+    static = Static(backend, network, fitness or held, held, strategy.plan, population, batch_size, own_batches)
+    draws, batches = (backend.asarray(random.fold_in(key, use)) for use in (DRAWS, BATCHES))
+    given = Given(to_backend(backend, strategy.config), part, draws, batches)
+    if resume is None:
+        start = random_start(network, params, key, backend)
+        search = backend.jit(begin, static=("static", "keep"))(start, given, static=static, keep=keep)
+        log: dict[str, Any] = {"loss": [], "validation_loss": []}
+    else:
+        search, log = go_on(resume, network, strategy, keep, backend)
+    search, log = run(search, given, log, static, strategy, problem, generations, callback)
+    return finished(search, given, log, static, problem, data)
 
-    state = start(to_backend(backend, params), part, static=static)
-    history, started = [], perf_counter()
-    draws = backend.asarray(random.fold_in(key, DRAWS))
-    for first in range(0, generations, GENERATIONS):
+
+def random_start(network: Network, params: Params | None, key: np.ndarray, backend: Backend) -> Params:
+    """The parameters given, checked, or fresh ones; on the backend."""
+    if params is None:
+        return network.init(random.fold_in(key, INIT), backend=backend)
+    return tree.map(lambda leaf: backend.asarray(leaf, backend.xp.float32), check_params(network, params, None))
+
+
+def of_loss(loss: Loss) -> Fitness:
+    """J, the same object for the same loss."""
+    return _measures.setdefault(loss, lambda params, outputs, targets: losses.mean(loss.rows(outputs, targets)[0]))
+
+
+_measures: dict[Loss, Fitness] = {}
+
+
+def run(
+    search: Search,
+    given: Given,
+    log: dict[str, Any],
+    static: Static,
+    strategy: Strategy,
+    problem: Problem,
+    generations: int,
+    callback: Callback | None,
+) -> tuple[Search, dict[str, Any]]:
+    """All generations that are left, a few in one program."""
+    backend, started = static.backend, perf_counter()
+    advance = backend.jit(evolve, static=("static",), donate=("search",))
+    validated = backend.jit(validate, static=("static",))
+
+    def look() -> float:
+        return float(backend.to_numpy(validated(search.state, problem.validation, static=static)))
+
+    log = {"loss": list(log["loss"]), "validation_loss": list(log["validation_loss"]) or [look()]}
+    before = len(log["loss"])
+    for first in range(before, generations, GENERATIONS):
         numbers = np.arange(first, min(first + GENERATIONS, generations), dtype=np.uint32)
-        state, found = advance(state, config, part, draws, backend.asarray(numbers), static=static)
-        history.append(backend.to_numpy(found))
+        rates = None
+        if strategy.schedule:
+            seen = schedules.Run(generations, 1, np.asarray(log["validation_loss"]))
+            rates = np.asarray(strategy.schedule(numbers, seen), np.float32)
+        points = host_points(static, given, numbers)
+        search, found = advance(search, given, numbers, rates, points, static=static)
+        log["loss"] += backend.to_numpy(found).tolist()
+        log["validation_loss"].append(look())
         if callback:
-            progress = Progress(
-                int(numbers[-1]) + 1, generations, history[-1][-1], None, None, perf_counter() - started
-            )
-            stop = callback(progress)
+            seconds, rate = perf_counter() - started, None if rates is None else rates[-1]
+            last = log["loss"][-1], log["validation_loss"][-1]
+            stop = callback(Progress(len(log["loss"]), generations, *last, rate, seconds, before))
             if isinstance(stop, bool | np.bool_) and stop:
                 break
-    best = backend.to_numpy(state)
-    log = {"loss": np.concatenate(history) if history else np.empty(0, np.float32)}
-    model = replace(new_model(network, best.params, problem.loss, data), history=log)
-    if not np.isfinite(best.fitness):
-        raise DivergedError("random_search", 0, float("nan"), model, model)
-    return model
+    return search, log
 
 
-def begin(params: Params, part: Rows, *, static: Static) -> Tree:
-    """The strategy's state at the starting parameters."""
-    return static.plan.init(params, nan_last(fitness(params, part, static)))
+def host_points(static: Static, given: Given, numbers: np.ndarray) -> np.ndarray | None:
+    """The quasi-random draws of these generations, if the plan wants them."""
+    plan = static.plan
+    if plan.points is None:
+        return None
+    keys = static.backend.to_numpy(random.fold_in(given.key, static.backend.asarray(numbers)))
+    return np.stack(
+        [quasi.points(plan.points, plan.law, key, static.population, static.network.parameters) for key in keys]
+    )
 
 
-def fitness(params: Params, part: Rows, static: Static) -> Array:
-    """J of the parameters or of every candidate."""
-    return losses.mean(static.loss.rows(static.network.apply(params, part.x), part.t)[0])
+def begin(params: Params, given: Given, *, static: Static, keep: int | None) -> Search:
+    """The search at the starting parameters."""
+    xp = static.backend.xp
+    one = xp.reshape(ravel(params), (1, -1))
+    fitness = nan_last(measured(unravel(params, one), given.part, static))
+    state = State(params, fitness[0, ...], static.plan.init(given.config, params, static.backend))
+    if keep is None:
+        return Search(state, None)
+    rest = xp.full((keep - 1,), float("inf"), dtype=xp.float32)
+    return Search(state, Elite(xp.tile(one, (keep, 1)), xp.concat([fitness, rest])))
 
 
-def check_strategy(strategy: Strategy) -> None:
-    """Refuse what is no strategy, and numbers it cannot use."""
-    if not isinstance(strategy, Strategy):
-        raise TypeError(f"strategy: expected one made by minimodel.strategies, local(0.15) say, got {strategy!r}")
-    numbers = strategy.config._asdict()
-    if not all(np.ndim(value) == 0 and np.isreal(value) and np.isfinite(value) for value in numbers.values()):
-        raise ValueError(f"strategy: expected finite numbers, got {numbers}")
-    if numbers.get("sigma", 1) <= 0 or numbers.get("low", 0) >= numbers.get("high", 1):
-        raise ValueError(f"strategy: expected sigma above 0 and low below high, got {numbers}")
+def measured(candidates: Params, part: Rows, static: Static) -> Array:
+    """The fitness of every candidate. Only a function of the user's own may look at the parameters."""
+    outputs = static.network.apply(candidates, part.x)
+    own = static.fitness not in (static.validation, error_rate)
+    return static.fitness(formed(candidates) if own else candidates, outputs, part.t)
 
 
-def search(state: Tree, config: Tree, part: Rows, key: Array, numbers: Array, *, static: Static) -> tuple[Tree, Array]:
+def validate(state: State, validation: Rows, *, static: Static) -> Array:
+    """J on the validation part of what the strategy holds for the best."""
+    params = static.plan.read(state)
+    return static.validation(params, static.network.apply(params, validation.x), validation.t)
+
+
+def evolve(
+    search: Search, given: Given, numbers: Array, rates: Array | None, points: Array | None, *, static: Static
+) -> tuple[Search, Array]:
     """The generations of these numbers; the best fitness after each."""
-    xp, plan = static.backend.xp, static.plan
-    chunk = chunk_size(static, part.x.shape[0])
+    xp, plan, backend = static.backend.xp, static.plan, static.backend
+    chunk = chunk_size(static, given.part.x.shape[0])
 
-    def generation(state: Tree, number: Array) -> tuple[Tree, Array]:
-        def evaluate(carry: None, keys: Array) -> tuple[None, tuple[Params, Array]]:
-            candidates = plan.ask(config, state, keys, static.backend)
-            return None, (candidates, fitness(candidates, part, static))
+    def generation(search: Search, inputs: tuple[Array, Array | None, Array | None]) -> tuple[Search, Array]:
+        (state, elite), (number, rate, points) = search, inputs
+        batch_key = random.fold_in(given.batch_key, number)
+        common = given.part if static.batch_size is None or static.own_batches else drawn(batch_key, given.part, static)
 
-        keys = random.fold_in(random.fold_in(key, number), xp.arange(static.population, dtype=xp.uint32))
-        found = static.backend.scan(evaluate, None, xp.reshape(keys, (-1, chunk, 2)))[1]
-        candidates, losses_found = tree.map(lambda leaf: xp.reshape(leaf, (-1, *leaf.shape[2:])), found)
-        state = plan.tell(config, state, candidates, losses_found)
-        return state, state.fitness
+        def evaluate(carry: None, own: tuple[Array, Array, Array | None]) -> tuple[None, tuple[Array, Array]]:
+            keys, batch_keys, points = backend.spread(own, 0)
+            draws = plan.draw(keys, state.best, backend) if points is None else points
+            part = drawn(batch_keys, given.part, static) if static.own_batches else common
+            return None, (draws, measured(plan.place(given.config, state, draws), part, static))
 
-    return static.backend.scan(generation, state, numbers)
+        index = xp.arange(static.population, dtype=xp.uint32)
+        keys = random.fold_in(random.fold_in(given.key, number), index)
+        batch_keys = random.fold_in(batch_key, index // 2 if plan.mirrored else index)
+        if points is None and static.population * plan.width(state.best) <= CACHED:  # few numbers: all at once
+            points = plan.draw(keys, state.best, backend)
+        chunks = tree.map(lambda leaf: xp.reshape(leaf, (-1, chunk, *leaf.shape[1:])), (keys, batch_keys, points))
+        found = backend.spread(backend.scan(evaluate, None, chunks)[1], None)
+        draws, fitness = tree.map(lambda leaf: xp.reshape(leaf, (-1, *leaf.shape[2:])), found)
+        if elite is not None:
+            elite = elite_of(elite, given, state, draws, nan_last(fitness), static)
+        state = told(plan, given.config, rate, state, draws, fitness, backend)
+        return Search(state, elite), state.fitness
+
+    return backend.scan(generation, search, (numbers, rates, points))
+
+
+def drawn(key: Array, part: Rows, static: Static) -> Rows:
+    """A mini-batch under each key, its rows drawn with replacement."""
+    xp, count = static.backend.xp, part.x.shape[0]
+    u = random.uniform(key, (static.batch_size or 1,), backend=static.backend)
+    picked = xp.clip(xp.astype(u * count, xp.int32), 0, count - 1)
+    return tree.map(lambda leaf: static.backend.take(leaf, picked), part)
+
+
+def elite_of(elite: Elite, given: Given, state: State, draws: Array, fitness: Array, static: Static) -> Elite:
+    """The k best of the elite and the candidates; of equals the first."""
+    xp, k = static.backend.xp, elite.fitness.shape[0]
+    order = xp.argsort(fitness, stable=True)[: min(k, fitness.shape[0])]
+    found = formed(static.plan.place(given.config, state, xp.take(draws, order, axis=0)))
+    vectors = xp.concat([xp.reshape(leaf, (leaf.shape[0], -1)) for leaf in tree.leaves(found)], axis=1)
+    both = xp.concat([elite.fitness, xp.take(fitness, order, axis=0)])
+    first = xp.argsort(both, stable=True)[:k]
+    return Elite(xp.take(xp.concat([elite.vectors, vectors]), first, axis=0), xp.take(both, first, axis=0))
 
 
 def chunk_size(static: Static, rows: int) -> int:
-    """How many candidates to draw and evaluate at once: the largest part of the population that divides it and whose
-    parameters and activations stay in the cache, or in a gigabyte of an accelerator."""
-    floats = max(rows * max(static.network.layer_sizes[1:]), static.network.parameters)
+    """How many candidates to draw and evaluate at once: the largest part of the population that divides it, whose
+    parameters and activations stay in the cache, or in a gigabyte of an accelerator, and that all devices share."""
+    floats = (static.batch_size or rows) * max(static.network.layer_sizes[1:])
+    floats = max(floats, static.network.parameters) if static.plan.forms else floats
     on_host = all("cpu" in device.lower() for device in static.backend.devices)
-    most = max(1, (CACHED if on_host else ACCELERATED) // floats)
-    return max(size for size in range(1, min(most, static.population) + 1) if static.population % size == 0)
+    most = max(1, (CACHED if on_host else ACCELERATED) // floats) * len(static.backend.devices)
+    unit = 2 if static.plan.mirrored else 1
+    sizes = [size for size in range(unit, static.population + 1, unit) if static.population % size == 0]
+    return max((size for size in sizes if size <= most), default=sizes[0])
+
+
+def go_on(
+    model: Any, network: Network, strategy: Strategy, keep: int | None, backend: Backend
+) -> tuple[Search, dict[str, Any]]:
+    """The search and the history that a model carries."""
+    stopped: Any = getattr(model, "state", None)
+    fresh = strategy.init(network.init(random.key(0), backend=backend), backend=backend)
+    like = [leaf.shape for leaf in tree.leaves(fresh)]
+    fits = isinstance(stopped, Stopped) and model.network == network
+    if not fits or [leaf.shape for leaf in tree.leaves(stopped.search.state)] != like:
+        raise ValueError(
+            "resume: expected a model that random_search returned, not one from a file, for the same network and "
+            f"strategy; got {model!r:.80}"
+        )
+    kept = None if stopped.search.elite is None else stopped.search.elite.fitness.shape[0]
+    if kept != keep:
+        raise ValueError(f"keep: expected {kept}, as in the search that is resumed, got {keep}")
+    return tree.map(backend.asarray, stopped.search), model.history
+
+
+def finished(
+    search: Search, given: Given, log: dict[str, Any], static: Static, problem: Problem, data: Splits
+) -> Model:
+    """The best of the kept candidates and of the strategy's mean by their fitness on all rows, as a model."""
+    backend, elite = static.backend, search.elite
+    ranked = backend.jit(rank, static=("static",))
+    vectors, fitness, held = backend.to_numpy(ranked(search, given.part, problem.validation, static=static))
+    order = np.argsort(np.where(np.isnan(fitness), np.inf, fitness), stable=True)
+    order = order[0] if elite is None else order[: elite.fitness.shape[0]]
+    params = unravel(network_like(static.network), vectors[order])
+    history = {name: np.asarray(values, np.float32) for name, values in log.items()}
+    model = replace(new_model(static.network, params, problem.loss, data), history=history)
+    if not np.isfinite(np.min(fitness, initial=np.inf, where=~np.isnan(fitness))):
+        raise DivergedError("random_search", 0, float("nan"), model, model)
+    return replace(model, state=Stopped(backend.to_numpy(search), held[order]))
+
+
+def rank(search: Search, part: Rows, validation: Rows, *, static: Static) -> tuple[Array, Array, Array]:
+    """The kept candidates and the mean as vectors, their fitness on all rows and their loss on validation."""
+    xp, (state, elite), mean = static.backend.xp, search, static.plan.read(search.state)
+    pool = [xp.reshape(ravel(state.best), (1, -1)) if elite is None else elite.vectors]
+    pool += [] if mean is state.best else [xp.reshape(ravel(mean), (1, -1))]
+
+    def look(carry: None, vector: Array) -> tuple[None, tuple[Array, Array]]:
+        one = unravel(state.best, xp.reshape(vector, (1, -1)))
+        held = static.validation(one, static.network.apply(one, validation.x), validation.t)
+        return None, (measured(one, part, static)[0, ...], nan_last(held)[0, ...])
+
+    vectors = xp.concat(pool)
+    return vectors, *static.backend.scan(look, None, vectors)[1]
+
+
+def network_like(network: Network) -> Params:
+    """Parameters of the network's shapes, on the host."""
+    return tuple(Layer(np.empty(shape, np.float32), np.empty(shape[1:], np.float32)) for shape in network.shapes)

@@ -1,115 +1,246 @@
-"""Search strategies: where the next candidates lie. Three pure functions each, and their numbers.
+"""Search strategies: ask for candidates, evaluate them in any way, tell their fitness. Lower is better.
 
-Candidate i of generation g is drawn under fold_in(fold_in(key, g), i): it depends on nothing else, so the size of
-a population's chunks changes no result.
+    strategy, key = strategies.snes(0.1), random.key(0)
+    state = strategy.init(params)
+    for generation in range(100):
+        asked = strategy.ask(state, random.fold_in(key, generation), 32)
+        state = strategy.tell(state, asked, fitness(asked.params))
+    state.best, strategy.read(state)
+
+Parameters are those of a network or one vector. Candidate i of generation g is drawn under fold_in(fold_in(key, g), i)
+and depends on nothing else. Where the parameters are layers, σ is divided by √in in a layer of so many inputs.
+``random_search`` drives a strategy on a network.
 """
 
-from collections.abc import Callable
 from math import sqrt
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from minimodel import random, tree
-from minimodel.backends import Backend
-from minimodel.network import Params
-from minimodel.problem import nan_last
-from minimodel.tree import Array, Tree, namespace
+import numpy as np
+
+from minimodel import random, storage, tree
+from minimodel.backends import Backend, load
+from minimodel.search import quasi, schedules
+from minimodel.search.evolution import (
+    Gradient,
+    GradientNumbers,
+    MuLambda,
+    MuLambdaNumbers,
+    Natural,
+    NaturalNumbers,
+    SeparableCMA,
+)
+from minimodel.search.low_rank import LowRankGradient
+from minimodel.search.optimizers import Optimizer, adam
+from minimodel.search.plans import Annealing, AnnealingNumbers, OneFifth, Plan, Sampling, Spread, State, told
+from minimodel.search.rules import Averaged, Chain
+from minimodel.search.space import size
+from minimodel.search.subspace import Subspace
+from minimodel.tree import Array, Tree
 
 
-class Best(NamedTuple):
-    """The state of the strategies here: the best candidate so far and its fitness."""
+class Asked(NamedTuple):
+    """What was drawn for each candidate, and the candidates, with their axis in front."""
 
-    params: Params
-    fitness: Array  # shape ()
-
-
-class Plan(NamedTuple):
-    """What a search program is compiled for.
-
-    init(params, fitness) -> state; ask(config, state, keys, backend) -> candidates with a leading population axis;
-    tell(config, state, candidates, fitness) -> state. Lower fitness is better.
-    """
-
-    init: Callable[[Params, Array], Tree]
-    ask: Callable[[Tree, Tree, Array, Backend], Params]
-    tell: Callable[[Tree, Tree, Params, Array], Tree]
+    draws: Array
+    params: Tree
 
 
 class Strategy(NamedTuple):
-    """What ``random_search`` takes: a plan and its numbers, which are traced."""
+    """What ``random_search`` takes: a plan, its numbers, which are traced, and the learning rate by generation."""
 
     plan: Plan
     config: Tree
+    schedule: schedules.Schedule | None = None
+
+    def init(self, params: Tree, fitness: Any = np.inf, *, backend: str | Backend = "numpy") -> State:
+        """The state before the first generation; with the fitness of ``params``, they count as a candidate."""
+        backend = load(backend)
+        params = tree.map(backend.asarray, params)
+        dtype = tree.leaves(params)[0].dtype
+        own = self.plan.init(self._numbers(params, backend), params, backend)
+        return State(params, backend.xp.asarray(fitness, dtype=dtype), own)
+
+    def ask(self, state: State, key: Array, population: int, *, backend: str | Backend = "numpy") -> Asked:
+        """The candidates of a generation, whose key this is."""
+        backend = load(backend)
+        if population < 1 or (self.plan.mirrored and population % 2):
+            raise ValueError(
+                f"population: expected {'an even number, ' * self.plan.mirrored}at least 1, got {population}"
+            )
+        key = backend.asarray(key)
+        if self.plan.points:
+            own, law = backend.to_numpy(key), self.plan.law
+            draws = backend.asarray(quasi.points(self.plan.points, law, own, population, size(state.best)))
+        else:
+            numbers = backend.asarray(np.arange(population, dtype=np.uint32))
+            draws = self.plan.draw(random.fold_in(key, numbers), state.best, backend)
+        return Asked(draws, self.plan.place(self._numbers(state.best, backend), state, draws))
+
+    def tell(
+        self, state: State, asked: Asked, fitness: Any, *, rate: Any = None, backend: str | Backend = "numpy"
+    ) -> State:
+        """The state after a generation. ``rate`` is the optimizer's learning rate, by default its schedule's first."""
+        backend = load(backend)
+        dtype = tree.leaves(state.best)[0].dtype
+        if rate is None and self.schedule is not None:
+            rate = self.schedule(np.arange(1), schedules.Run(1))[0]
+        rate = None if rate is None else backend.xp.asarray(rate, dtype=dtype)
+        found = backend.xp.asarray(fitness, dtype=dtype)
+        if found.shape != asked.draws.shape[:1]:
+            raise ValueError(f"fitness: expected one number a candidate, {asked.draws.shape[:1]}, got {found.shape}")
+        return told(self.plan, self._numbers(state.best, backend), rate, state, asked.draws, found, backend)
+
+    def read(self, state: State) -> Tree:
+        """The parameters that the strategy holds for the best: its mean, or the best candidate."""
+        return self.plan.read(state)
+
+    def save(self, state: State, path: str | Path) -> None:
+        """Write a state to one file; ``load`` gives back the same numbers."""
+        tensors = {str(i): np.asarray(leaf) for i, leaf in enumerate(tree.leaves(state))}
+        storage.write(path, storage.dumps({}, tensors))
+
+    def load(self, path: str | Path, params: Tree) -> State:
+        """The state in a file, as NumPy arrays; ``params`` tells its form. ValueError for a file that does not fit."""
+        _, found = storage.loads(Path(path).read_bytes(), str(path))
+        like, names = self.init(params), iter(sorted(found, key=lambda name: (len(name), name)))
+        expected = {str(i): (leaf.dtype, leaf.shape) for i, leaf in enumerate(tree.leaves(like))}
+        if {name: (tensor.dtype, tensor.shape) for name, tensor in found.items()} != expected:
+            raise ValueError(f"{path}: not a state of this strategy for parameters of this form and dtype")
+        return tree.map(lambda _: found[next(names)], like)
+
+    def _numbers(self, params: Tree, backend: Backend) -> Tree:
+        dtype = tree.leaves(params)[0].dtype
+        return tree.map(lambda value: backend.xp.asarray(value, dtype=dtype), self.config)
 
 
-class Range(NamedTuple):
-    """Numbers of ``uniform``."""
+def uniform(low: Any = -1.0, high: Any = 1.0, *, points: str = "random") -> Strategy:
+    """Every parameter drawn afresh, uniformly from [low, high).
 
-    low: Any
-    high: Any
-
-
-class Spread(NamedTuple):
-    """Numbers of ``gaussian`` and ``local``."""
-
-    sigma: Any
+    ``points``: "random", or evenly spread "sobol", "halton" or "latin_hypercube" by scipy, here and below.
+    """
+    low, high = number("low", low), number("high", high)
+    if not low < high:
+        raise ValueError(f"low, high: expected low below high, got {low} and {high}")
+    return _sampling("uniform", points, Spread(low, np.asarray(high - low)), scaled=False)
 
 
-def keep_best(config: Tree, state: Best, candidates: Params, fitness: Array) -> Best:
-    """θ ← argmin J over {θ, candidates}. NaN ranks last; of equals the first stays."""
-    xp = namespace(fitness)
-    fitness = nan_last(fitness)
-    winner = xp.reshape(xp.argmin(fitness, axis=0), (1,))
-    better = xp.min(fitness) < state.fitness
-
-    def pick(old: Array, new: Array) -> Array:
-        return xp.where(better, xp.reshape(xp.take(new, winner, axis=0), old.shape), old)
-
-    return Best(tree.map(pick, state.params, candidates), xp.where(better, xp.min(fitness), state.fitness))
-
-
-def uniform(low: Any = -1.0, high: Any = 1.0) -> Strategy:
-    """Every parameter drawn afresh, uniformly from [low, high)."""
-    return Strategy(Plan(Best, _uniform, keep_best), Range(low, high))
-
-
-def _uniform(config: Range, state: Best, keys: Array, backend: Backend) -> Params:
-    def stretch(u: Array) -> Array:
-        u *= config.high - config.low
-        u += config.low
-        return u
-
-    return tree.map(stretch, random.like(random.uniform, keys, state.params, backend=backend))
-
-
-def gaussian(sigma: Any = sqrt(2)) -> Strategy:
+def gaussian(sigma: Any = sqrt(2), *, points: str = "random") -> Strategy:
     """Every layer drawn afresh from N(0, σ²/in), in being its number of inputs; σ = √2 draws like "he"."""
-    return Strategy(Plan(Best, _gaussian, keep_best), Spread(sigma))
+    return _sampling("normal", points, Spread(np.zeros(()), number("sigma", sigma, 0)))
 
 
-def _gaussian(config: Spread, state: Best, keys: Array, backend: Backend) -> Params:
-    return _noise(config.sigma, state.params, keys, backend)
+def cauchy(scale: Any = 0.1, *, points: str = "random") -> Strategy:
+    """Every layer drawn afresh from scale/√in times a standard Cauchy number, tan(π(u − ½)): rarely, very far."""
+    return _sampling("cauchy", points, Spread(np.zeros(()), number("scale", scale, 0)))
 
 
-def local(sigma: Any = 0.15) -> Strategy:
-    """θ + ε around the best θ so far, ε from N(0, σ²/in) in every layer: one σ fits layers of any width."""
-    return Strategy(Plan(Best, _local, keep_best), Spread(sigma))
+def hill_climbing(sigma: Any = 0.15, *, law: str = "normal", points: str = "random") -> Strategy:
+    """θ + ε around the best θ so far, ε from N(0, σ²/in), or with ``law="cauchy"`` Cauchy numbers of scale σ/√in."""
+    if law not in ("normal", "cauchy"):
+        raise ValueError(f"law: expected 'normal' or 'cauchy', got {law!r}")
+    return _sampling(law, points, Spread(np.zeros(()), number("sigma", sigma, 0)), around_best=True)
 
 
-def _local(config: Spread, state: Best, keys: Array, backend: Backend) -> Params:
-    def add(noise: Array, centre: Array) -> Array:
-        noise += centre
-        return noise
-
-    return tree.map(add, _noise(config.sigma, state.params, keys, backend), state.params)
+def one_plus_one(sigma: Any = 0.15) -> Strategy:
+    """The (1+1) evolution strategy with the one-fifth rule, from this σ; with P candidates (1+P). See ``OneFifth``."""
+    return Strategy(OneFifth(), number("sigma", sigma, 0))
 
 
-def _noise(sigma: Array, params: Params, keys: Array, backend: Backend) -> Params:
-    """ε of shape (candidates, …) for every parameter, scaled by σ/√in."""
+def mu_lambda(sigma: Any = 0.15, *, parents: float = 0.25, patience: int = 100) -> Strategy:
+    """The (μ/μ, λ) evolution strategy with its own σ in every candidate; λ the population, μ its part ``parents``.
 
-    def scale(noise: Array, inputs: int) -> Array:
-        noise *= sigma * (1 / sqrt(inputs))
-        return noise
+    It starts anew after ``patience`` generations without a better candidate. See ``MuLambda``.
+    """
+    if not 0 < parents < 1:
+        raise ValueError(f"parents: expected a part of the population, above 0 and below 1, got {parents!r}")
+    return Strategy(
+        MuLambda(float(parents)), MuLambdaNumbers(number("sigma", sigma, 0), number("patience", patience, 0))
+    )
 
-    draws = random.like(random.normal, keys, params, backend=backend)
-    sizes = [layer.weight.shape[-2] for layer in params]
-    return tuple(tree.map(lambda leaf, n=n: scale(leaf, n), layer) for layer, n in zip(draws, sizes, strict=True))
+
+def simulated_annealing(sigma: Any = 0.1, *, temperature: Any = 0.01, cooling: Any = 0.99) -> Strategy:
+    """x + σε, accepted with probability min(1, e^(−ΔJ/T)), T ← cooling·T in every generation. See ``Annealing``."""
+    numbers = AnnealingNumbers(
+        number("sigma", sigma, 0), number("temperature", temperature, 0), number("cooling", cooling, 0)
+    )
+    return Strategy(Annealing(), numbers)
+
+
+def open_es(sigma: Any = 0.1, *, optimizer: Optimizer | None = None, antithetic: bool = True) -> Strategy:
+    """The gradient estimated from ranks, for any of our optimizers but L-BFGS, by default Adam at 0.01.
+
+    ``antithetic``: candidates come in pairs θ ± σε. See ``Gradient``.
+    """
+    rule, numbers, schedule = _step(optimizer, sigma)
+    return Strategy(Gradient(rule, antithetic), numbers, schedule)
+
+
+def low_rank_es(
+    sigma: Any = 0.1, *, rank: int = 1, optimizer: Optimizer | None = None, antithetic: bool = True
+) -> Strategy:
+    """As ``open_es``, but every candidate changes a weight by a matrix of this rank, which is never formed.
+
+    For networks only. See ``LowRankGradient``.
+    """
+    if isinstance(rank, bool) or not hasattr(rank, "__index__") or rank < 1:
+        raise ValueError(f"rank: expected an integer of at least 1, got {rank!r}")
+    rule, numbers, schedule = _step(optimizer, sigma)
+    return Strategy(LowRankGradient(rule, antithetic, int(rank)), numbers, schedule)
+
+
+def snes(sigma: Any = 0.1, *, rate: Any = None) -> Strategy:
+    """Separable natural evolution strategy, from this σ; ``rate`` of σ by default (3 + ln N)/(5√N). See ``Natural``."""
+    return Strategy(
+        Natural(), NaturalNumbers(number("sigma", sigma, 0), None if rate is None else number("rate", rate))
+    )
+
+
+def sep_cma_es(sigma: Any = 0.1) -> Strategy:
+    """CMA-ES with a diagonal covariance, from this σ. See ``SeparableCMA``."""
+    return Strategy(SeparableCMA(), number("sigma", sigma, 0))
+
+
+def subspace(strategy: Strategy, dimension: int, *, seed: int, redraw: bool = False) -> Strategy:
+    """Another strategy in a random subspace of so many dimensions, which the seed settles; new in each generation with
+    ``redraw``. See ``Subspace``."""
+    if isinstance(dimension, bool) or not hasattr(dimension, "__index__") or dimension < 1:
+        raise ValueError(f"dimension: expected an integer of at least 1, got {dimension!r}")
+    check_strategy(strategy)
+    if strategy.plan.points or isinstance(strategy.plan, LowRankGradient | Subspace):
+        raise ValueError("strategy: in a subspace expected one of vectors with random points, not of low rank")
+    random.key(seed)
+    return strategy._replace(plan=Subspace(strategy.plan, int(dimension), seed, redraw))
+
+
+def check_strategy(strategy: Any) -> None:
+    """Refuse what is no strategy."""
+    if not isinstance(strategy, Strategy):
+        raise TypeError(
+            f"strategy: expected one of minimodel.strategies, hill_climbing(0.15) say, got {strategy!r:.80}"
+        )
+
+
+def number(name: str, value: Any, above: float = -np.inf) -> np.ndarray:
+    """The value as an array (), if it is a finite number above that."""
+    found = np.asarray(value)
+    if found.dtype.kind not in "iuf" or found.ndim or not np.isfinite(found) or not found > above:
+        limit = f" above {above:g}" if above > -np.inf else ""
+        raise ValueError(f"{name}: expected a finite number{limit}, got {value!r}")
+    return found
+
+
+def _sampling(law: str, points: str, numbers: Spread, **options: bool) -> Strategy:
+    if points != "random" and points not in quasi.SEQUENCES:
+        raise ValueError(f"points: expected random, {', '.join(quasi.SEQUENCES)}, got {points!r}")
+    return Strategy(Sampling(law, points=None if points == "random" else points, **options), numbers)
+
+
+def _step(optimizer: Optimizer | None, sigma: Any) -> tuple[Any, GradientNumbers, schedules.Schedule]:
+    optimizer = adam(0.01) if optimizer is None else optimizer
+    rule = getattr(optimizer, "rule", None)
+    if not isinstance(rule, Chain) and not (isinstance(rule, Averaged) and isinstance(rule.rule, Chain)):
+        raise TypeError(
+            f"optimizer: expected one of minimodel.optimizers without a second gradient, got {optimizer!r:.80}"
+        )
+    return rule, GradientNumbers(number("sigma", sigma, 0), optimizer.config), optimizer.schedule

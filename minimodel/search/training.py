@@ -195,7 +195,7 @@ def check_resumed(model: Any, like: State, problem: Problem, log: Log) -> Log:
     shapes = [[leaf.shape for leaf in tree.leaves(values)] for values in (found, like)]
     fits = found is not None and shapes[0] == shapes[1] and model.quantized is None
     fits = fits and model.network == problem.network and model.loss is problem.loss
-    old = Log(log.epochs, log.steps, **model.history) if fits else None
+    old = Log(log.epochs, log.steps, **{name: model.history.get(name) for name in log.history()}) if fits else None
     if old is None or not 0 <= old.step - old.done * log.steps < log.steps:
         raise ValueError(
             "resume: expected a model that gradient_descent returned, not one from a file, for the same network, loss, "

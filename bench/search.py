@@ -1,0 +1,189 @@
+"""Random search side by side with nevergrad and evosax: candidates a second on the same network, rows and fitness.
+
+Also low rank against full rank, and a generation against the bare forward products of its population. Whole calls are
+timed, from checking the data to the model, after one that compiles.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from fnmatch import fnmatch
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+import minimodel as mm
+from minimodel.bench.common import arguments, report, side_by_side
+from minimodel.bench.descent import installed, problem
+from minimodel.search.space import ravel, unravel
+from minimodel.search.strategies import Strategy
+
+SMALL, LARGE = (64, 32, 10), (784, 300, 100, 10)
+Case = Callable[[], float]  # returns the best fitness it saw
+
+
+def main() -> None:
+    """Print and store the tables."""
+    parser = arguments(__doc__)
+    parser.add_argument("--only", help="only cases of this name, as small-numpy, or *-jax")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    if len(os.sched_getaffinity(0)) > options.threads:  # BLAS and XLA count them when they are loaded
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
+        os.execv(sys.executable, [sys.executable, "-m", "minimodel.bench.search", *sys.argv[1:]])
+    results: dict[str, Any] = {}
+    for name, (cases, candidates) in tables().items():
+        if options.only and not fnmatch(name, options.only):
+            continue
+        made = {case: make() for case, make in cases.items()}
+        best = {case: run() for case, run in made.items()}
+        seconds = side_by_side(made, options.repeats)
+        results[name] = {}
+        first = next(iter(candidates.values()))
+        for case, times in seconds.items():
+            rates = {"candidates_a_second": candidates[case] / times["median"], "best": best[case]}
+            results[name][case] = {**rates, "ratio": times["ratio"] * first / candidates[case]}
+        show(name, results[name])
+    report({"threads": options.threads, "results": results}, options.out)
+
+
+def tables() -> dict[str, tuple[dict[str, Callable[[], Case]], dict[str, int]]]:
+    """Of every table the makers of its cases, ours first, and how many candidates each evaluates."""
+    digits, wide = mm.datasets.load("digits"), problem(LARGE, 256)
+    s, found = mm.strategies, {}
+    peers = {f"nevergrad {name}": partial(nevergrad, digits, name) for name in ("RandomSearch", "OnePlusOne")}
+    peers = peers if installed("nevergrad") else {}
+    evo = {"evosax Open_ES": partial(evosax, digits)} if installed("evosax") else {}
+
+    def of(data: mm.Splits, sizes: tuple[int, ...], backend: str, population: int, **strategies: Strategy) -> Any:
+        return {
+            name.replace("_", " "): partial(ours, data, sizes, backend, strategy, population)
+            for name, strategy in strategies.items()
+        }
+
+    small = {"gaussian": s.gaussian(), "hill_climbing": s.hill_climbing(), "open_es": s.open_es()}
+    found["small-numpy"] = of(digits, SMALL, "numpy", 256, **small) | peers
+    found["small-jax"] = of(digits, SMALL, "jax", 256, open_es=s.open_es()) | evo
+    for backend in ("numpy", "jax"):
+        found[f"large-{backend}"] = of(wide, LARGE, backend, 64, low_rank=s.low_rank_es(), full_rank=s.open_es())
+    for name, (data, sizes, population) in {
+        "small": (digits, SMALL, 256), "large": (wide, LARGE, 64),
+    }.items():  # fmt: skip
+        bare = {"bare products": partial(products, data, sizes, population)}
+        found[f"floor-{name}"] = of(data, sizes, "jax", population, open_es=s.open_es()) | bare
+    populations = {name: 64 if "large" in name else 256 for name in found}
+    counts = {name: dict.fromkeys(cases, GENERATIONS * populations[name]) for name, cases in found.items()}
+    counts["small-numpy"] |= dict.fromkeys(peers, 512)
+    return {name: (cases, counts[name]) for name, cases in found.items()}
+
+
+GENERATIONS = 20
+
+
+def ours(data: mm.Splits, sizes: tuple[int, ...], backend: str, strategy: Strategy, population: int) -> Case:
+    """``random_search``, from checking the data to the model."""
+    network = mm.Network(sizes)
+
+    def case() -> float:
+        options: dict[str, Any] = {"generations": GENERATIONS, "population": population, "strategy": strategy}
+        return float(mm.random_search(network, data, seed=0, backend=backend, **options).history["loss"][-1])
+
+    return case
+
+
+def fitness_of(data: mm.Splits, xp: Any) -> Callable[[Any], Any]:
+    """The cross-entropy of the training rows by a vector of parameters, as everyone would write it."""
+    like = mm.Network(SMALL).init(mm.random.key(0))
+    x, t = (
+        xp.asarray(mm.datasets.fit_normalization(data.train.x)(data.train.x)),
+        xp.asarray(np.eye(10, dtype=np.float32)[data.train.y]),
+    )
+
+    def fitness(vector: Any) -> Any:
+        (w1, b1), (w2, b2) = unravel(like, vector)
+        z = xp.maximum(x @ w1 + b1, 0) @ w2 + b2
+        z = z - z.max(axis=1, keepdims=True)
+        return xp.mean(xp.log(xp.exp(z).sum(axis=1)) - (z * t).sum(axis=1))
+
+    return fitness
+
+
+def nevergrad(data: mm.Splits, name: str) -> Case:
+    """Its optimizer of that name, one candidate at a time, around He's initial parameters."""
+    import nevergrad as ng
+
+    fitness = fitness_of(data, np)
+    start = ravel(mm.Network(SMALL).init(mm.random.key(0)))
+
+    def case() -> float:
+        space = ng.p.Array(init=start.astype(float)).set_mutation(sigma=0.1)
+        space.random_state.seed(0)
+        optimizer = ng.optimizers.registry[name](parametrization=space, budget=512)
+        found = optimizer.minimize(lambda vector: float(fitness(vector.astype(np.float32))))
+        return float(fitness(found.value.astype(np.float32)))
+
+    return case
+
+
+def evosax(data: mm.Splits) -> Case:
+    """Its OpenAI strategy with Adam, all generations in one jitted scan."""
+    import jax
+    import jax.numpy as jnp
+    import optax
+    from evosax.algorithms import Open_ES
+
+    fitness = jax.vmap(fitness_of(data, jnp))
+    start = jnp.asarray(ravel(mm.Network(SMALL).init(mm.random.key(0))))
+    peer = Open_ES(256, start, optimizer=optax.adam(0.01), std_schedule=optax.constant_schedule(0.1))
+
+    @jax.jit
+    def run(key: Any) -> Any:
+        params = peer.default_params
+        state = peer.init(key, start, params)
+
+        def generation(state: Any, key: Any) -> Any:
+            ask, tell = jax.random.split(key)
+            population, state = peer.ask(ask, state, params)
+            found = fitness(population)
+            state, _ = peer.tell(tell, population, found, state, params)
+            return state, found.min()
+
+        return jax.lax.scan(generation, state, jax.random.split(key, GENERATIONS))
+
+    return lambda: float(run(jax.random.key(0))[1].min())
+
+
+def products(data: mm.Splits, sizes: tuple[int, ...], population: int) -> Case:
+    """The forward products of every candidate of every generation, each with weights of its own, and nothing else."""
+    import jax
+
+    network = mm.Network(sizes)
+    params = network.init(mm.random.split(mm.random.key(0), population))
+    x = np.asarray(data.train.x, np.float32)
+    inputs = [np.broadcast_to(x[:, :1], (population, len(x), n)).copy() for n in sizes[1:-1]]
+
+    @jax.jit
+    def run(weights: Any, x: Any, inputs: Any) -> Any:
+        def generation(carry: Any, _: Any) -> Any:
+            with jax.default_matmul_precision("highest"):
+                outs = [x @ (weights[0] + carry), *(h @ (w + carry) for h, w in zip(inputs, weights[1:], strict=True))]
+            return sum(out[0, 0, 0] for out in outs) * 0, None
+
+        return jax.lax.scan(generation, np.float32(0), None, length=GENERATIONS)[0]
+
+    weights = [layer.weight for layer in params]
+    given = jax.device_put((weights, x, inputs))
+    return lambda: float(run(*given))
+
+
+def show(name: str, found: dict[str, Any]) -> None:
+    """One line a case."""
+    print(f"\n{name}: candidates a second (median), times ours it takes, best fitness")
+    for case, row in found.items():
+        print(f"{case:<24} {row['candidates_a_second']:10,.0f} {row['ratio']:6.2f}×  {row['best']:.4f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
