@@ -24,7 +24,7 @@ def digits_cases() -> dict[str, tuple[Strategy, int]]:
         "uniform": (s.uniform(-0.5, 0.5), 100),
         "gaussian": (s.gaussian(1.0), 100),
         "cauchy": (s.cauchy(0.2), 100),
-        "gaussian, sobol": (s.gaussian(1.0, points="sobol"), 100),
+        "gaussian, sobol": (s.gaussian(1.0, points="sobol"), 1024),
         "hill climbing": (s.hill_climbing(0.15), 20),
         "one plus one": (s.one_plus_one(0.15), 10),
         "mu, lambda": (s.mu_lambda(0.15), 100),

@@ -20,6 +20,8 @@ from minimodel.search.space import ravel, unravel
 from minimodel.search.strategies import Strategy
 
 SMALL, LARGE = (64, 32, 10), (784, 300, 100, 10)
+POPULATIONS = {"small": 256, "large": 64}
+GENERATIONS, PEER_BUDGET = 20, 512  # nevergrad evaluates one candidate at a time
 Case = Callable[[], float]  # returns the best fitness it saw
 
 
@@ -52,37 +54,33 @@ def main() -> None:
 def tables() -> dict[str, tuple[dict[str, Callable[[], Case]], dict[str, int]]]:
     """Of every table the makers of its cases, ours first, and how many candidates each evaluates."""
     digits, wide = mm.datasets.load("digits"), problem(LARGE, 256)
-    s, found = mm.strategies, {}
+    data = {"small": (digits, SMALL, POPULATIONS["small"]), "large": (wide, LARGE, POPULATIONS["large"])}
+    s = mm.strategies
+    full, low = {"open es": s.open_es()}, {"low-rank es": s.low_rank_es()}
+    others = {"gaussian": s.gaussian(), "hill climbing": s.hill_climbing()}
+
+    def of(size: str, backend: str, strategies: dict[str, Strategy]) -> dict[str, Callable[[], Case]]:
+        return {name: partial(ours, *data[size], backend, strategy) for name, strategy in strategies.items()}
+
     peers = {f"nevergrad {name}": partial(nevergrad, digits, name) for name in ("RandomSearch", "OnePlusOne")}
-    peers = peers if installed("nevergrad") else {}
-    evo = {"evosax Open_ES": partial(evosax, digits)} if installed("evosax") else {}
+    evo = {"evosax Open_ES": partial(evosax, digits)}
+    found = {
+        "small-numpy": of("small", "numpy", others | full) | (peers if installed("nevergrad") else {}),
+        "small-jax": of("small", "jax", full) | (evo if installed("evosax") else {}),
+        "large-numpy": of("large", "numpy", low | full),
+        "large-jax": of("large", "jax", low | full),
+        "floor-small": of("small", "jax", full) | {"bare products": partial(products, *data["small"])},
+        "floor-large": of("large", "jax", low | full) | {"bare products": partial(products, *data["large"])},
+    }
 
-    def of(data: mm.Splits, sizes: tuple[int, ...], backend: str, population: int, **strategies: Strategy) -> Any:
-        return {
-            name.replace("_", " "): partial(ours, data, sizes, backend, strategy, population)
-            for name, strategy in strategies.items()
-        }
+    def candidates(table: str, case: str) -> int:
+        size = "large" if "large" in table else "small"
+        return PEER_BUDGET if case in peers else GENERATIONS * POPULATIONS[size]
 
-    small = {"gaussian": s.gaussian(), "hill_climbing": s.hill_climbing(), "open_es": s.open_es()}
-    found["small-numpy"] = of(digits, SMALL, "numpy", 256, **small) | peers
-    found["small-jax"] = of(digits, SMALL, "jax", 256, open_es=s.open_es()) | evo
-    for backend in ("numpy", "jax"):
-        found[f"large-{backend}"] = of(wide, LARGE, backend, 64, low_rank=s.low_rank_es(), full_rank=s.open_es())
-    for name, (data, sizes, population) in {
-        "small": (digits, SMALL, 256), "large": (wide, LARGE, 64),
-    }.items():  # fmt: skip
-        bare = {"bare products": partial(products, data, sizes, population)}
-        found[f"floor-{name}"] = of(data, sizes, "jax", population, open_es=s.open_es()) | bare
-    populations = {name: 64 if "large" in name else 256 for name in found}
-    counts = {name: dict.fromkeys(cases, GENERATIONS * populations[name]) for name, cases in found.items()}
-    counts["small-numpy"] |= dict.fromkeys(peers, 512)
-    return {name: (cases, counts[name]) for name, cases in found.items()}
+    return {name: (cases, {case: candidates(name, case) for case in cases}) for name, cases in found.items()}
 
 
-GENERATIONS = 20
-
-
-def ours(data: mm.Splits, sizes: tuple[int, ...], backend: str, strategy: Strategy, population: int) -> Case:
+def ours(data: mm.Splits, sizes: tuple[int, ...], population: int, backend: str, strategy: Strategy) -> Case:
     """``random_search``, from checking the data to the model."""
     network = mm.Network(sizes)
 
@@ -120,7 +118,7 @@ def nevergrad(data: mm.Splits, name: str) -> Case:
     def case() -> float:
         space = ng.p.Array(init=start.astype(float)).set_mutation(sigma=0.1)
         space.random_state.seed(0)
-        optimizer = ng.optimizers.registry[name](parametrization=space, budget=512)
+        optimizer = ng.optimizers.registry[name](parametrization=space, budget=PEER_BUDGET)
         found = optimizer.minimize(lambda vector: float(fitness(vector.astype(np.float32))))
         return float(fitness(found.value.astype(np.float32)))
 
@@ -136,7 +134,7 @@ def evosax(data: mm.Splits) -> Case:
 
     fitness = jax.vmap(fitness_of(data, jnp))
     start = jnp.asarray(ravel(mm.Network(SMALL).init(mm.random.key(0))))
-    peer = Open_ES(256, start, optimizer=optax.adam(0.01), std_schedule=optax.constant_schedule(0.1))
+    peer = Open_ES(POPULATIONS["small"], start, optimizer=optax.adam(0.01), std_schedule=optax.constant_schedule(0.1))
 
     @jax.jit
     def run(key: Any) -> Any:

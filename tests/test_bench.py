@@ -5,7 +5,19 @@ import sys
 
 import pytest
 
-from minimodel.bench import agreement, algorithms, common, descent, draws, mnist, pipeline, streaming
+import minimodel as mm
+from minimodel.bench import (
+    agreement,
+    algorithms,
+    common,
+    descent,
+    draws,
+    gradient_free,
+    mnist,
+    pipeline,
+    search,
+    streaming,
+)
 
 
 def run(module, monkeypatch, tmp_path, *arguments):
@@ -78,3 +90,27 @@ def test_mnist(monkeypatch, tmp_path):
     options = ("digits", "--hidden", "8", "--backend", "numpy", "--epochs", "1", "--seeds", "2")
     found = run(mnist, monkeypatch, tmp_path, *options)
     assert [len(errors) for errors in found["error"].values()] == [2, 2]
+
+
+def test_search_beside_its_peers(monkeypatch, tmp_path, capsys):
+    pytest.importorskip("jax")
+    for name, value in {"GENERATIONS": 2, "LARGE": (12, 6, 5, 3), "POPULATIONS": {"small": 8, "large": 4}}.items():
+        monkeypatch.setattr(search, name, value)
+    monkeypatch.setattr(search, "PEER_BUDGET", 4)
+    found = run(search, monkeypatch, tmp_path, "--repeats", "1")["results"]
+    assert {"small-numpy", "small-jax", "large-numpy", "large-jax", "floor-small", "floor-large"} == set(found)
+    assert all(row["candidates_a_second"] > 0 for table in found.values() for row in table.values())
+    assert "times ours" in capsys.readouterr().out
+
+
+def test_gradient_free(monkeypatch, tmp_path, capsys):
+    strategy = mm.strategies.low_rank_es(0.5)
+    monkeypatch.setattr(gradient_free, "digits_cases", lambda: {"low-rank es": (strategy, 8)})
+    picture = tmp_path / "found.png"
+    options = ("--hidden", "6", "--evaluations", "320", "--seeds", "2", "--plot", str(picture))
+    pytest.importorskip("matplotlib")
+    found = run(gradient_free, monkeypatch, tmp_path, *options)
+    runs = found["results"]["low-rank es"]["runs"]
+    assert [run["seed"] for run in runs] == [0, 1]
+    assert [point["evaluations"] for point in runs[0]["points"]][-1] == 320
+    assert picture.stat().st_size > 1_000 and "±" in capsys.readouterr().out

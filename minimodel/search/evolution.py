@@ -33,7 +33,7 @@ def utilities(fitness: Array, table: Callable[[int], np.ndarray], xp: Any) -> Ar
 
 def centred(count: int) -> np.ndarray:
     """−½ for the best to ½ for the worst: what descends. Salimans et al. (2017), section 2.1."""
-    return np.arange(count) / max(1, count - 1) - 0.5
+    return (np.arange(count) - (count - 1) / 2) / max(1, count - 1)
 
 
 def recombination(count: int) -> np.ndarray:
@@ -98,20 +98,22 @@ class MuLambda(Plain):
 
     def points_of(self, state: State, draws: Array) -> Array:
         """m + σᵢε, (n, N)."""
-        own = self.sigmas(state, draws)[:, None] * scales(state.best)
+        own = self.sigma(state, draws[:, -1:]) * scales(state.best)
         own *= draws[:, :-1]
         own += state.own.mean
         return own
 
-    def sigmas(self, state: State, draws: Array) -> Array:
-        """σᵢ, (n,)."""
-        return state.own.sigma * tree.space(draws).exp(draws[:, -1] * (1 / sqrt(2 * size(state.best))))
+    def sigma(self, state: State, eta: Array) -> Array:
+        """σ·e^(τη)"""
+        return state.own.sigma * tree.space(eta).exp(eta * (1 / sqrt(2 * size(state.best))))
 
     def tell(
         self, numbers: MuLambdaNumbers, rate: Any, state: State, draws: Array, fitness: Array, backend: Backend
     ) -> Restarting:
         xp, own, weights = backend.xp, state.own, utilities(fitness, of_best(self.part), backend.xp)
-        mean, sigma = weights @ self.points_of(state, draws), xp.exp(weights @ xp.log(self.sigmas(state, draws)))
+        learned = xp.any(fitness != fitness[0, ...])  # else equal weights would move the mean at random
+        mean = xp.where(learned, weights @ self.points_of(state, draws), own.mean)
+        sigma = xp.where(learned, self.sigma(state, weights @ draws[:, -1]), own.sigma)
         least = xp.min(fitness)
         better = least < own.fitness
         waited = xp.where(better, xp.zeros_like(own.waited), own.waited + 1)
@@ -299,4 +301,5 @@ def constants(n: int, count: int) -> Constants:
     sigma = (mu_eff + 2) / (n + mu_eff + 3)
     damping = 1 + 2 * max(0, sqrt((mu_eff - 1) / (n + 1)) - 1) + sigma
     chi = sqrt(n) * (1 - 1 / (4 * n) + 1 / (21 * n * n))
-    return Constants(mu_eff, one, (n + 2) / 3 * full, sigma, damping, 4 / (n + 4), chi)
+    mu = min(1 - one, (n + 2) / 3 * full)  # else a large population would make variances negative
+    return Constants(mu_eff, one, mu, sigma, damping, 4 / (n + 4), chi)

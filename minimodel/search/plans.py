@@ -204,7 +204,7 @@ class Annealing(Plain):
         xp, chain, least = backend.xp, state.own, backend.xp.min(fitness)
         row = xp.take(draws, xp.reshape(xp.argmin(fitness, axis=0), (1,)), axis=0)[0, ...]
         patience = 0.5 * chain.temperature * xp.sum(row[-2:] ** 2)  # −T·ln u
-        accepted = (least <= chain.fitness) | (least - chain.fitness < patience)
+        accepted = least <= chain.fitness + patience
         moved = chain.point + numbers.sigma * scales(state.best) * row[:-2]
         return Chain(
             xp.where(accepted, moved, chain.point),

@@ -152,7 +152,7 @@ def mu_lambda(sigma: Any = 0.15, *, parents: float = 0.25, patience: int = 100) 
 
     It starts anew after ``patience`` generations without a better candidate. See ``MuLambda``.
     """
-    if not 0 < parents < 1:
+    if not number("parents", parents) > 0 or not parents < 1:
         raise ValueError(f"parents: expected a part of the population, above 0 and below 1, got {parents!r}")
     return Strategy(
         MuLambda(float(parents)), MuLambdaNumbers(number("sigma", sigma, 0), number("patience", patience, 0))
