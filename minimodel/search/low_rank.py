@@ -65,7 +65,7 @@ class LowRankGradient(Gradient):
         found = []
         for (weight, bias), (a, beta, b) in zip(state.own.mean, self.factors(state.best, draws), strict=True):
             sigma = numbers.sigma * (1 / sqrt(weight.shape[0]))
-            found.append(LowRank(weight, bias + beta, sigma * (1 / sqrt(self.rank)) * a, b))
+            found.append(LowRank(weight, bias + sigma * beta, sigma * (1 / sqrt(self.rank)) * a, b))
         return tuple(found)
 
     def gradient(self, numbers: GradientNumbers, state: State, draws: Array, weights: Array) -> Tree:
