@@ -52,9 +52,12 @@ class DivergedError(RuntimeError):
     last               the last finite model: after the last epoch whose validation loss was finite
     """
 
-    def __init__(self, algorithm: str, step: int, last_finite_loss: float, model: Any, last: Any) -> None:
+    def __init__(
+        self, algorithm: str, step: int, last_finite_loss: float, model: Any, last: Any, text: str | None = None
+    ) -> None:
         super().__init__(
-            f"{algorithm} diverged at step {step}; the last finite loss was {last_finite_loss:.6g}. "
+            text
+            or f"{algorithm} diverged at step {step}; the last finite loss was {last_finite_loss:.6g}. "
             "Lower the learning rate, or check the scale of the data"
         )
         self.step, self.last_finite_loss, self.model, self.last = step, last_finite_loss, model, last
@@ -258,7 +261,10 @@ def check_numbers(name: str, value: Any, members: tuple[int, ...], low: float = 
 
 def check_params(network: Network, params: Any, population: int | None) -> Params:
     """Parameters that fit the network and are finite, with a leading axis of the population if there is one."""
-    params = tuple(Layer(*map(np.asarray, layer)) for layer in params)
+    try:
+        params = tuple(Layer(*map(np.asarray, layer)) for layer in params)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"params: expected a (weight, bias) for each layer, got {params!r:.80}") from error
     lead = () if population is None else (population,)
     expected = [(shape, shape[1:]) for shape in network.shapes]
     found = [(layer.weight.shape, layer.bias.shape) for layer in params]

@@ -127,6 +127,9 @@ class MuLambda(Plain):
             xp.where(anew, xp.zeros_like(waited), waited),
         )
 
+    def centre(self, state: State) -> Tree:
+        return unravel(state.best, state.own.mean)
+
 
 class Centre(NamedTuple):
     """State of ``Gradient``: the mean as layers, and the optimizer's state."""
@@ -158,13 +161,13 @@ class Gradient(Plain):
 
     def place(self, numbers: GradientNumbers, state: State, draws: Array) -> Tree:
         found = draws * (numbers.sigma * scales(state.best))
-        found += ravel(state.own.mean)
+        found += ravel(of_layers(state.best, state.own.mean))
         return unravel(state.best, found)
 
     def gradient(self, numbers: GradientNumbers, state: State, draws: Array, weights: Array) -> Tree:
         """Σ uᵢεᵢ/(Pσ), as layers."""
         found = (weights @ draws) / (draws.shape[0] * numbers.sigma * scales(state.best))
-        return unravel(state.own.mean, found)
+        return as_layers(unravel(state.best, found))
 
     def tell(
         self, numbers: GradientNumbers, rate: Any, state: State, draws: Array, fitness: Array, backend: Backend
@@ -175,13 +178,20 @@ class Gradient(Plain):
         return Centre(mean, opt_state)
 
     def read(self, state: State) -> Tree:
-        mean = self.rule.read(state.own.mean, state.own.opt_state)
-        return mean if is_params(state.best) else mean[0].weight
+        return of_layers(state.best, self.rule.read(state.own.mean, state.own.opt_state))
+
+    def centre(self, state: State) -> Tree:
+        return of_layers(state.best, state.own.mean)
 
 
 def as_layers(params: Tree) -> Tree:
-    """Parameters as an optimizer takes them: a vector becomes the weight of one layer without biases."""
-    return params if is_params(params) else (Layer(params, tree.space(params).zeros_like(params[:0])),)
+    """Parameters as an optimizer takes them: a vector becomes the weight of one layer, whose bias stays 0."""
+    return params if is_params(params) else (Layer(params, tree.space(params).zeros_like(params[:1])),)
+
+
+def of_layers(like: Tree, layers: Tree) -> Tree:
+    """What ``as_layers`` was given."""
+    return layers if is_params(like) else layers[0].weight
 
 
 class Normal(NamedTuple):

@@ -33,6 +33,7 @@ class Plan(Protocol):
     mirrored   candidates 2j and 2j + 1 share their draws, one with the other sign
     points     the draws come from this quasi-random sequence, on the host
     forms      each candidate has parameters of its own in memory
+    centre     what the candidates lie around; ``read`` is what is to be used
     width      how many numbers are drawn for a candidate
     """
 
@@ -59,6 +60,8 @@ class Plan(Protocol):
     def tell(self, numbers: Any, rate: Any, state: State, draws: Array, fitness: Array, backend: Backend) -> Tree: ...
 
     def read(self, state: State) -> Tree: ...
+
+    def centre(self, state: State) -> Tree: ...
 
 
 def told(plan: Plan, numbers: Any, rate: Any, state: State, draws: Array, fitness: Array, backend: Backend) -> State:
@@ -117,6 +120,9 @@ class Plain:
     def read(self, state: State) -> Tree:
         return state.best
 
+    def centre(self, state: State) -> Tree:
+        return self.read(state)
+
 
 class Spread(NamedTuple):
     """Numbers of ``Sampling``."""
@@ -143,6 +149,9 @@ class Sampling(Plain):
         if self.around_best:
             found += ravel(state.best)
         return unravel(state.best, found)
+
+    def centre(self, state: State) -> Tree:
+        return state.best if self.around_best else tree.map(tree.space(state.best).zeros_like, state.best)
 
 
 @dataclass(frozen=True)
@@ -204,10 +213,14 @@ class Annealing(Plain):
         xp, chain, least = backend.xp, state.own, backend.xp.min(fitness)
         row = xp.take(draws, xp.reshape(xp.argmin(fitness, axis=0), (1,)), axis=0)[0, ...]
         patience = 0.5 * chain.temperature * xp.sum(row[-2:] ** 2)  # −T·ln u
-        accepted = least <= chain.fitness + patience
+        current = xp.where(xp.isinf(chain.fitness), state.fitness, chain.fitness)  # at first that of the start
+        accepted = least <= current + patience
         moved = chain.point + numbers.sigma * scales(state.best) * row[:-2]
         return Chain(
             xp.where(accepted, moved, chain.point),
-            xp.where(accepted, least, chain.fitness),
+            xp.where(accepted, least, current),
             chain.temperature * numbers.cooling,
         )
+
+    def centre(self, state: State) -> Tree:
+        return unravel(state.best, state.own.point)

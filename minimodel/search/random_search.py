@@ -79,6 +79,7 @@ class Stopped(NamedTuple):
 
     search: Search
     best_loss: np.ndarray
+    made: tuple[Any, ...]  # what a search that goes on must have in common with it
 
 
 def error_rate(params: Params, outputs: Array, targets: Array) -> Array:
@@ -122,7 +123,8 @@ def random_search(
     population   candidates of a generation
     rows         evaluate on the first so many training rows; by default on all of them
     batch_size   evaluate each generation on so many of the rows, drawn anew; with ``own_batches`` each candidate, or
-                 mirrored pair of them, on its own
+                 mirrored pair of them, on its own. For strategies that move a mean: the best candidate so far, which
+                 others go by, may owe its fitness to a lucky batch
     keep         return the best so many candidates, as a population, to descend from for instance
     resume       a model that random_search returned: go on where it stopped
     callback     called now and then with ``Progress``; True ends the search
@@ -139,6 +141,12 @@ def random_search(
     )
     strategy = hill_climbing() if strategy is None else strategy
     check_strategy(strategy)
+    if own_batches and batch_size is None:
+        raise ValueError("own_batches: expected a batch_size as well, of which each candidate gets its own")
+    if resume is not None and params is not None:
+        raise ValueError("params: a search that is resumed has its own; leave them out")
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback: expected a function of Progress, got {callback!r}")
     if strategy.plan.mirrored and population % 2:
         raise ValueError(
             f"population: this strategy's candidates come in pairs; expected an even number, got {population}"
@@ -151,7 +159,13 @@ def random_search(
     part = Rows(train.x[:used, ...], train.t[:used, ...])
     batch_size = None if batch_size is None else min(batch_size, part.x.shape[0])
     held = of_loss(problem.loss)
-    static = Static(backend, network, fitness or held, held, strategy.plan, population, batch_size, own_batches)
+    measure = held if fitness is None else fitness
+    if not callable(measure) or (measure is error_rate and not problem.loss.labels):
+        raise ValueError(
+            f"fitness: expected a function (params, outputs, targets); error_rate needs labels; got {fitness!r}"
+        )
+    static = Static(backend, network, measure, held, strategy.plan, population, batch_size, own_batches)
+    made = (strategy.plan, measure, int(seed), used, batch_size, own_batches)
     draws, batches = (backend.asarray(random.fold_in(key, use)) for use in (DRAWS, BATCHES))
     given = Given(to_backend(backend, strategy.config), part, draws, batches)
     if resume is None:
@@ -159,9 +173,9 @@ def random_search(
         search = backend.jit(begin, static=("static", "keep"))(start, given, static=static, keep=keep)
         log: dict[str, Any] = {"loss": [], "validation_loss": []}
     else:
-        search, log = go_on(resume, network, strategy, keep, backend)
+        search, log = go_on(resume, network, made, keep, backend)
     search, log = run(search, given, log, static, strategy, problem, generations, callback)
-    return finished(search, given, log, static, problem, data)
+    return finished(search, given, log, static, problem, data, made)
 
 
 def random_start(network: Network, params: Params | None, key: np.ndarray, backend: Backend) -> Params:
@@ -203,7 +217,7 @@ def run(
         numbers = np.arange(first, min(first + GENERATIONS, generations), dtype=np.uint32)
         rates = None
         if strategy.schedule:
-            seen = schedules.Run(generations, 1, np.asarray(log["validation_loss"]))
+            seen = schedules.Run(generations, GENERATIONS, np.asarray(log["validation_loss"]))
             rates = np.asarray(strategy.schedule(numbers, seen), np.float32)
         points = host_points(static, given, numbers)
         search, found = advance(search, given, numbers, rates, points, static=static)
@@ -243,9 +257,13 @@ def begin(params: Params, given: Given, *, static: Static, keep: int | None) -> 
 
 def measured(candidates: Params, part: Rows, static: Static) -> Array:
     """The fitness of every candidate. Only a function of the user's own may look at the parameters."""
-    outputs = static.network.apply(candidates, part.x)
+    xp, outputs = static.backend.xp, static.network.apply(candidates, part.x)
     own = static.fitness not in (static.validation, error_rate)
-    return static.fitness(formed(candidates) if own else candidates, outputs, part.t)
+    found = static.fitness(formed(candidates) if own else candidates, outputs, part.t)
+    found = found if hasattr(found, "dtype") else xp.asarray(found)
+    if found.shape != (count := candidates[0].bias.shape[:1]):
+        raise ValueError(f"fitness: expected one number a candidate, {count}, got an array of shape {found.shape}")
+    return found if found.dtype == xp.float32 else xp.astype(found, xp.float32)
 
 
 def validate(state: State, validation: Rows, *, static: Static) -> Array:
@@ -262,22 +280,22 @@ def evolve(
     chunk = chunk_size(static, given.part.x.shape[0])
 
     def generation(search: Search, inputs: tuple[Array, Array | None, Array | None]) -> tuple[Search, Array]:
-        (state, elite), (number, rate, points) = search, inputs
+        (state, elite), (number, rate, draws) = search, inputs
         batch_key = random.fold_in(given.batch_key, number)
         common = given.part if static.batch_size is None or static.own_batches else drawn(batch_key, given.part, static)
 
         def evaluate(carry: None, own: tuple[Array, Array, Array | None]) -> tuple[None, tuple[Array, Array]]:
-            keys, batch_keys, points = backend.spread(own, 0)
-            draws = plan.draw(keys, state.best, backend) if points is None else points
+            keys, batch_keys, draws = backend.spread(own, 0)
+            draws = plan.draw(keys, state.best, backend) if draws is None else draws
             part = drawn(batch_keys, given.part, static) if static.own_batches else common
             return None, (draws, measured(plan.place(given.config, state, draws), part, static))
 
         index = xp.arange(static.population, dtype=xp.uint32)
         keys = random.fold_in(random.fold_in(given.key, number), index)
         batch_keys = random.fold_in(batch_key, index // 2 if plan.mirrored else index)
-        if points is None and static.population * plan.width(state.best) <= CACHED:  # few numbers: all at once
-            points = plan.draw(keys, state.best, backend)
-        chunks = tree.map(lambda leaf: xp.reshape(leaf, (-1, chunk, *leaf.shape[1:])), (keys, batch_keys, points))
+        if draws is None and static.population * plan.width(state.best) <= CACHED:  # few numbers: all at once
+            draws = plan.draw(keys, state.best, backend)
+        chunks = tree.map(lambda leaf: xp.reshape(leaf, (-1, chunk, *leaf.shape[1:])), (keys, batch_keys, draws))
         found = backend.spread(backend.scan(evaluate, None, chunks)[1], None)
         draws, fitness = tree.map(lambda leaf: xp.reshape(leaf, (-1, *leaf.shape[2:])), found)
         if elite is not None:
@@ -309,28 +327,27 @@ def elite_of(elite: Elite, given: Given, state: State, draws: Array, fitness: Ar
 
 def chunk_size(static: Static, rows: int) -> int:
     """How many candidates to draw and evaluate at once: the largest part of the population that divides it, whose
-    parameters and activations stay in the cache, or in a gigabyte of an accelerator, and that all devices share."""
+    parameters and activations stay in the cache, or in a gigabyte of an accelerator; if one does, such a part of which
+    all devices have as much."""
     floats = (static.batch_size or rows) * max(static.network.layer_sizes[1:])
     floats = max(floats, static.network.parameters) if static.plan.forms else floats
     on_host = all("cpu" in device.lower() for device in static.backend.devices)
     most = max(1, (CACHED if on_host else ACCELERATED) // floats) * len(static.backend.devices)
     unit = 2 if static.plan.mirrored else 1
     sizes = [size for size in range(unit, static.population + 1, unit) if static.population % size == 0]
-    return max((size for size in sizes if size <= most), default=sizes[0])
+    shared = [size for size in sizes if size % (unit * len(static.backend.devices)) == 0]
+    return max((size for size in shared or sizes if size <= most), default=(shared or sizes)[0])
 
 
 def go_on(
-    model: Any, network: Network, strategy: Strategy, keep: int | None, backend: Backend
+    model: Any, network: Network, made: tuple[Any, ...], keep: int | None, backend: Backend
 ) -> tuple[Search, dict[str, Any]]:
     """The search and the history that a model carries."""
     stopped: Any = getattr(model, "state", None)
-    fresh = strategy.init(network.init(random.key(0), backend=backend), backend=backend)
-    like = [leaf.shape for leaf in tree.leaves(fresh)]
-    fits = isinstance(stopped, Stopped) and model.network == network
-    if not fits or [leaf.shape for leaf in tree.leaves(stopped.search.state)] != like:
+    if not isinstance(stopped, Stopped) or model.network != network or stopped.made != made:
         raise ValueError(
-            "resume: expected a model that random_search returned, not one from a file, for the same network and "
-            f"strategy; got {model!r:.80}"
+            "resume: expected a model that random_search returned, not one from a file, for the same network, "
+            f"strategy, fitness, seed, rows and batches; got {model!r:.80}"
         )
     kept = None if stopped.search.elite is None else stopped.search.elite.fitness.shape[0]
     if kept != keep:
@@ -339,7 +356,13 @@ def go_on(
 
 
 def finished(
-    search: Search, given: Given, log: dict[str, Any], static: Static, problem: Problem, data: Splits
+    search: Search,
+    given: Given,
+    log: dict[str, Any],
+    static: Static,
+    problem: Problem,
+    data: Splits,
+    made: tuple[Any, ...],
 ) -> Model:
     """The best of the kept candidates and of the strategy's mean by their fitness on all rows, as a model."""
     backend, elite = static.backend, search.elite
@@ -350,9 +373,10 @@ def finished(
     params = unravel(network_like(static.network), vectors[order])
     history = {name: np.asarray(values, np.float32) for name, values in log.items()}
     model = replace(new_model(static.network, params, problem.loss, data), history=history)
-    if not np.isfinite(np.min(fitness, initial=np.inf, where=~np.isnan(fitness))):
-        raise DivergedError("random_search", 0, float("nan"), model, model)
-    return replace(model, state=Stopped(backend.to_numpy(search), held[order]))
+    if not np.isfinite(fitness).any():
+        text = "random_search: no candidate had a finite fitness; check the scale of the data, or your fitness"
+        raise DivergedError("random_search", 0, float("nan"), model, model, text)
+    return replace(model, state=Stopped(backend.to_numpy(search), held[order], made))
 
 
 def rank(search: Search, part: Rows, validation: Rows, *, static: Static) -> tuple[Array, Array, Array]:
@@ -367,7 +391,11 @@ def rank(search: Search, part: Rows, validation: Rows, *, static: Static) -> tup
         return None, (measured(one, part, static)[0, ...], nan_last(held)[0, ...])
 
     vectors = xp.concat(pool)
-    return vectors, *static.backend.scan(look, None, vectors)[1]
+    fitness, held = static.backend.scan(look, None, vectors)[1]
+    if elite is not None:  # what stands in for candidates that were not seen yet goes last
+        seen = xp.concat([elite.fitness[:1] * 0, elite.fitness[1:], xp.zeros_like(fitness[elite.fitness.shape[0] :])])
+        fitness = xp.where(xp.isinf(seen), seen, fitness)
+    return vectors, fitness, held
 
 
 def network_like(network: Network) -> Params:

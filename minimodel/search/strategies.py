@@ -8,10 +8,12 @@
     state.best, strategy.read(state)
 
 Parameters are those of a network or one vector. Candidate i of generation g is drawn under fold_in(fold_in(key, g), i)
-and depends on nothing else. Where the parameters are layers, σ is divided by √in in a layer of so many inputs.
+and depends on nothing else, but the points of a Latin hypercube, which belong together. Where the parameters are
+layers, σ is divided by √in in a layer of so many inputs.
 ``random_search`` drives a strategy on a network.
 """
 
+from functools import partial
 from math import sqrt
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +22,7 @@ import numpy as np
 
 from minimodel import random, storage, tree
 from minimodel.backends import Backend, load
+from minimodel.problem import check_count, check_seed
 from minimodel.search import quasi, schedules
 from minimodel.search.evolution import (
     Gradient,
@@ -32,6 +35,7 @@ from minimodel.search.evolution import (
 )
 from minimodel.search.low_rank import LowRankGradient
 from minimodel.search.optimizers import Optimizer, adam
+from minimodel.search.options import check_optimizer
 from minimodel.search.plans import Annealing, AnnealingNumbers, OneFifth, Plan, Sampling, Spread, State, told
 from minimodel.search.rules import Averaged, Chain
 from minimodel.search.space import size
@@ -56,7 +60,7 @@ class Strategy(NamedTuple):
     def init(self, params: Tree, fitness: Any = np.inf, *, backend: str | Backend = "numpy") -> State:
         """The state before the first generation; with the fitness of ``params``, they count as a candidate."""
         backend = load(backend)
-        params = tree.map(backend.asarray, params)
+        params = tree.map(partial(_floats, backend), params)
         dtype = tree.leaves(params)[0].dtype
         own = self.plan.init(self._numbers(params, backend), params, backend)
         return State(params, backend.xp.asarray(fitness, dtype=dtype), own)
@@ -64,11 +68,11 @@ class Strategy(NamedTuple):
     def ask(self, state: State, key: Array, population: int, *, backend: str | Backend = "numpy") -> Asked:
         """The candidates of a generation, whose key this is."""
         backend = load(backend)
-        if population < 1 or (self.plan.mirrored and population % 2):
-            raise ValueError(
-                f"population: expected {'an even number, ' * self.plan.mirrored}at least 1, got {population}"
-            )
+        if check_count("population", population, 1) % 2 and self.plan.mirrored:
+            raise ValueError(f"population: candidates come in pairs; expected an even number, got {population}")
         key = backend.asarray(key)
+        if key.shape != (2,) or "uint32" not in str(key.dtype):
+            raise ValueError(f"key: expected uint32 (2,), made by random.key, got {key.dtype} {tuple(key.shape)}")
         if self.plan.points:
             own, law = backend.to_numpy(key), self.plan.law
             draws = backend.asarray(quasi.points(self.plan.points, law, own, population, size(state.best)))
@@ -117,7 +121,8 @@ class Strategy(NamedTuple):
 def uniform(low: Any = -1.0, high: Any = 1.0, *, points: str = "random") -> Strategy:
     """Every parameter drawn afresh, uniformly from [low, high).
 
-    ``points``: "random", or evenly spread "sobol", "halton" or "latin_hypercube" by scipy, here and below.
+    ``points``: "random", or evenly spread "sobol", "halton" or "latin_hypercube" by scipy, here and below: a freshly
+    scrambled set in every generation.
     """
     low, high = number("low", low), number("high", high)
     if not low < high:
@@ -168,7 +173,8 @@ def simulated_annealing(sigma: Any = 0.1, *, temperature: Any = 0.01, cooling: A
 
 
 def open_es(sigma: Any = 0.1, *, optimizer: Optimizer | None = None, antithetic: bool = True) -> Strategy:
-    """The gradient estimated from ranks, for any of our optimizers but L-BFGS, by default Adam at 0.01.
+    """The gradient estimated from ranks, for any of our optimizers that takes one gradient a step (not L-BFGS, nor with
+    ``sharpness``), by default Adam at 0.01. In its schedule an epoch is 10 generations.
 
     ``antithetic``: candidates come in pairs θ ± σε. See ``Gradient``.
     """
@@ -192,7 +198,7 @@ def low_rank_es(
 def snes(sigma: Any = 0.1, *, rate: Any = None) -> Strategy:
     """Separable natural evolution strategy, from this σ; ``rate`` of σ by default (3 + ln N)/(5√N). See ``Natural``."""
     return Strategy(
-        Natural(), NaturalNumbers(number("sigma", sigma, 0), None if rate is None else number("rate", rate))
+        Natural(), NaturalNumbers(number("sigma", sigma, 0), None if rate is None else number("rate", rate, 0))
     )
 
 
@@ -209,8 +215,7 @@ def subspace(strategy: Strategy, dimension: int, *, seed: int, redraw: bool = Fa
     check_strategy(strategy)
     if strategy.plan.points or isinstance(strategy.plan, LowRankGradient | Subspace):
         raise ValueError("strategy: in a subspace expected one of vectors with random points, not of low rank")
-    random.key(seed)
-    return strategy._replace(plan=Subspace(strategy.plan, int(dimension), seed, redraw))
+    return strategy._replace(plan=Subspace(strategy.plan, int(dimension), check_seed(seed), bool(redraw)))
 
 
 def check_strategy(strategy: Any) -> None:
@@ -224,9 +229,20 @@ def check_strategy(strategy: Any) -> None:
 def number(name: str, value: Any, above: float = -np.inf) -> np.ndarray:
     """The value as an array (), if it is a finite number above that."""
     found = np.asarray(value)
-    if found.dtype.kind not in "iuf" or found.ndim or not np.isfinite(found) or not found > above:
+    with np.errstate(over="ignore"):
+        used = np.float32(found) if found.dtype.kind in "iuf" and not found.ndim else np.float32(np.nan)
+    if not np.isfinite(used) or not used > above:
         limit = f" above {above:g}" if above > -np.inf else ""
         raise ValueError(f"{name}: expected a finite number{limit}, got {value!r}")
+    return found
+
+
+def _floats(backend: Backend, leaf: Any) -> Array:
+    """The array on the backend, float32 if it was not of floats."""
+    found = np.asarray(leaf) if isinstance(leaf, int | float | list) else leaf
+    found = backend.asarray(found, None if "float" in str(found.dtype) else backend.xp.float32)
+    if not bool(backend.xp.all(backend.xp.isfinite(found))):
+        raise ValueError("params: NaN or infinity among the parameters")
     return found
 
 
@@ -243,4 +259,5 @@ def _step(optimizer: Optimizer | None, sigma: Any) -> tuple[Any, GradientNumbers
         raise TypeError(
             f"optimizer: expected one of minimodel.optimizers without a second gradient, got {optimizer!r:.80}"
         )
+    optimizer = check_optimizer(optimizer, ())
     return rule, GradientNumbers(number("sigma", sigma, 0), optimizer.config), optimizer.schedule

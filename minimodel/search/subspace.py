@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 from minimodel import random
 from minimodel.backends import Backend
-from minimodel.problem import nan_last
 from minimodel.search.plans import Plain, Plan, State, told
 from minimodel.search.space import ravel, scales, size, unravel
 from minimodel.tree import Array, Tree
@@ -43,6 +42,8 @@ class Subspace(Plain):
 
     def init(self, numbers: Any, params: Tree, backend: Backend) -> Within:
         xp, origin = backend.xp, ravel(params)
+        if self.dimension > origin.shape[0]:
+            raise ValueError(f"dimension: expected at most {origin.shape[0]}, all there are, got {self.dimension}")
         key = backend.asarray(random.key(self.seed))
         start = xp.zeros((self.dimension,), dtype=origin.dtype)
         inner = State(start, xp.full_like(origin[0, ...], float("inf")), self.plan.init(numbers, start, backend))
@@ -66,11 +67,12 @@ class Subspace(Plain):
 
     def tell(self, numbers: Any, rate: Any, state: State, draws: Array, fitness: Array, backend: Backend) -> Within:
         own = state.own
-        inner = told(self.plan, numbers, rate, own.inner, draws, nan_last(fitness), backend)
+        start = own.inner._replace(fitness=backend.xp.minimum(own.inner.fitness, state.fitness))  # what was known of it
+        inner = told(self.plan, numbers, rate, start, draws, fitness, backend)
         if not self.redraw:
             return own._replace(inner=inner)
         step = own.step + backend.xp.ones_like(own.step)
-        basis, centre = self.basis(state.best, own.key, step, backend), self.plan.read(inner)
+        basis, centre = self.basis(state.best, own.key, step, backend), self.plan.centre(inner)
         return Within(own.origin + centre @ own.basis - centre @ basis, basis, inner, own.key, step)
 
     def read(self, state: State) -> Tree:
