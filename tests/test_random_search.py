@@ -175,18 +175,18 @@ def test_chunks_change_nothing_on_any_backend(backend, monkeypatch):
     ],
 )
 @pytest.mark.parametrize("strategy", [strategies.hill_climbing(), strategies.open_es(), strategies.low_rank_es()])
-def test_a_chunk_is_the_largest_divisor_with_room(strategy, population, devices, room):
+def test_a_chunk_is_the_largest_part_with_room_that_devices_share(strategy, population, devices, room):
     """Of pairs where they share their draws; a candidate takes room for its activations, or for its own parameters."""
     unit = 2 if strategy.plan.mirrored else 1
-    if population % unit:
-        pytest.skip("pairs make an even population")
+    population *= unit
     backend = replace(mm.backends.load("numpy"), devices=devices)
     static = random_search.Static(backend, NETWORK, None, None, strategy.plan, population)
     own = NETWORK.parameters if strategy.plan.forms else 0
     for rows in (1, 10, 100, 10_000, 10**9):
         sizes = [size for size in range(unit, population + 1, unit) if population % size == 0]
+        sizes = [size for size in sizes if size % (unit * len(devices)) == 0] or sizes
         most = len(devices) * max(1, room // max(rows * 6, own))
-        assert random_search.chunk_size(static, rows) == max((n for n in sizes if n <= most), default=unit)
+        assert random_search.chunk_size(static, rows) == max((n for n in sizes if n <= most), default=sizes[0])
 
 
 DEVICES = """
@@ -511,3 +511,59 @@ def test_bad_input_is_refused_by_the_name_of_the_argument(case):
         pytest.importorskip("scipy")
     with pytest.raises((ValueError, TypeError), match=f"^{name}"):
         call()
+
+
+def test_a_fitness_may_count(backend):
+    """Integers, such as how many rows are wrong, or how many parameters are not 0."""
+
+    def wrong(params, outputs, targets):
+        xp = backend.xp
+        return xp.sum(xp.astype(xp.argmax(outputs, axis=-1) != xp.argmax(targets, axis=-1), xp.int32), axis=-1)
+
+    model = mm.random_search(NETWORK, data(), seed=0, backend=backend, fitness=wrong, **BUDGET)
+    rows = len(data().train.x)
+    assert model.history["loss"][-1] == round(rows * (1 - model.evaluate(data().train).accuracy))
+
+
+@pytest.mark.parametrize("shape", ["(P, 1)", "rows", "()"])
+def test_a_fitness_of_another_shape_is_refused(shape):
+    fitness = {
+        "(P, 1)": lambda params, outputs, targets: outputs[:, 0, :1],
+        "rows": lambda params, outputs, targets: outputs.mean(axis=(0, 2)),
+        "()": lambda params, outputs, targets: outputs.mean(),
+    }[shape]
+    with pytest.raises(ValueError, match="fitness: expected one number a candidate"):
+        mm.random_search(NETWORK, data(), seed=0, fitness=fitness, generations=1, population=40, rows=40)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"fitness": mm.error_rate}, {"seed": 1}, {"rows": 20}, {"batch_size": 8}, {"strategy": strategies.gaussian()}],
+)
+def test_another_search_is_not_gone_on_with(other):
+    options = {"seed": 0, "generations": 4, "population": 4}
+    model = mm.random_search(NETWORK, data(), **options)
+    with pytest.raises(ValueError, match="resume: expected a model"):
+        mm.random_search(NETWORK, data(), **{**options, "generations": 8, **other}, resume=model)
+
+
+def test_more_kept_than_seen_stand_behind_the_candidates():
+    """Three were seen: the start and two candidates, all of them worse than it."""
+    options = {"strategy": strategies.uniform(50.0, 51.0), "generations": 1, "population": 2, "keep": 5}
+    model = mm.random_search(NETWORK, data(), seed=0, **options)
+    distinct = {member.tobytes() for member in model.params[0].weight[:3]}
+    assert len(distinct) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"own_batches": True}, "own_batches"),
+        ({"fitness": 0}, "fitness"),
+        ({"fitness": "error_rate"}, "fitness"),
+        ({"params": np.zeros(5)}, "params"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(options, name):
+    with pytest.raises(ValueError, match=name):
+        mm.random_search(NETWORK, data(), seed=0, generations=1, population=2, **options)

@@ -26,10 +26,20 @@ def test_gradient_descent_in_full_runs(tmp_path, monkeypatch, capsys):
     names = {}
     exec(compile(BLOCKS[1], "README.md", "exec"), names)
     assert "±" in capsys.readouterr().out
-    assert len(BLOCKS) == 2
     assert names["best"].evaluate(names["data"].test).accuracy > 0.95
     assert len(names["longer"].history["loss"]) == 80
     assert 8 < len((tmp_path / "log.jsonl").read_text().splitlines()) <= 20
+
+
+def test_search_without_gradients_in_full_runs(capsys):
+    names = {}
+    exec(compile(BLOCKS[2], "README.md", "exec"), names)
+    assert len(BLOCKS) == 3
+    test = names["data"].test
+    assert names["found"].evaluate(test).accuracy > 0.93
+    assert min(names[name].evaluate(test).accuracy for name in ("fewest", "best", "winner")) > 0.9
+    assert names["state"].fitness < 1e-6
+    assert "accuracy" in capsys.readouterr().out
 
 
 def test_every_command_and_option_the_readme_names_exists():

@@ -600,3 +600,68 @@ def test_bad_input_is_refused_by_the_name_of_the_argument(case):
     call, name = BAD[case]
     with pytest.raises((ValueError, TypeError), match=f"^{name}"):
         call()
+
+
+@pytest.mark.parametrize(
+    "optimizer", [optimizers.nadam(0.1), optimizers.adam(0.1, clip_norm=1.0), optimizers.momentum(0.1, average=0.9)]
+)
+def test_optimizers_that_look_at_layers_move_vectors_too(optimizer):
+    strategy, key = strategies.open_es(0.1, optimizer=optimizer), random.key(0)
+    state = strategy.init(np.full(3, 1.0))
+    for generation in range(100):
+        asked = strategy.ask(state, random.fold_in(key, generation), 8)
+        state = strategy.tell(state, asked, (asked.params**2).sum(axis=1))
+    assert strategy.read(state).shape == (3,)
+    assert (strategy.read(state) ** 2).sum() < 0.3
+
+
+@pytest.mark.parametrize("inner", [strategies.mu_lambda(0.3), strategies.simulated_annealing(0.3, temperature=1.0)])
+def test_a_new_basis_leaves_the_centre_of_any_plan_where_it_is(inner):
+    fixed, redrawn = (strategies.subspace(inner, 3, seed=2, redraw=redraw) for redraw in (False, True))
+    states = [strategy.init(np.arange(6.0)) for strategy in (fixed, redrawn)]
+    asked = fixed.ask(states[0], random.key(0), 8)
+    fitness = (asked.params**2).sum(axis=1)
+    after = [strategy.tell(state, asked, fitness).own for strategy, state in zip((fixed, redrawn), states, strict=True)]
+    places = [own.origin + inner.plan.centre(own.inner) @ own.basis for own in after]
+    np.testing.assert_allclose(places[1], places[0], rtol=1e-6, atol=1e-6)
+    assert not np.allclose(after[0].basis, after[1].basis)
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        strategies.simulated_annealing(1.0, temperature=1e-9),
+        strategies.subspace(strategies.hill_climbing(1.0), 3, seed=0),
+    ],
+)
+def test_what_the_start_is_worth_counts(strategy):
+    """A worse candidate does not take its place."""
+    start = np.arange(5.0)
+    state = strategy.init(start, fitness=0.0)
+    state = strategy.tell(state, strategy.ask(state, random.key(0), 1), [100.0])
+    np.testing.assert_array_equal(strategy.read(state), start)
+    found = state.own.point if hasattr(state.own, "point") else state.own.inner.best @ state.own.basis + start
+    np.testing.assert_allclose(found, start)
+
+
+def test_integers_become_floats():
+    state = strategies.snes(0.1).init(np.full(3, 3))
+    assert state.best.dtype == state.own.mean.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: strategies.subspace(strategies.snes(), 9, seed=0).init(np.zeros(5)), "dimension"),
+        (lambda: strategies.subspace(strategies.snes(), 3, seed=[1, 2]), "seed"),
+        (lambda: strategies.snes(rate=0), "rate"),
+        (lambda: strategies.hill_climbing(1e-60), "sigma"),
+        (lambda: strategies.hill_climbing(1e39), "sigma"),
+        (lambda: strategies.snes().init(np.array([1.0, np.nan])), "params"),
+        (lambda: strategies.snes().ask(strategies.snes().init(np.zeros(3)), random.key(0), 2.5), "population"),
+        (lambda: strategies.snes().ask(strategies.snes().init(np.zeros(3)), random.key([0, 1]), 2), "key"),
+    ],
+)
+def test_what_could_not_be_used_is_refused_at_once(make, name):
+    with pytest.raises(ValueError, match=name):
+        make()
