@@ -46,6 +46,12 @@ def side_by_side(cases: dict[str, Callable[[], Any]], repeats: int = 7) -> dict[
     }
 
 
+def plus_minus(values: Any, sign: str = "") -> str:
+    """Mean ± standard error of an array."""
+    error = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else float("nan")
+    return f"{values.mean():{sign}6.2f} ± {error:.2f}"
+
+
 def machine() -> dict[str, Any]:
     """What a figure depends on besides the code."""
     packages = {}

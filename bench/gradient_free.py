@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 import minimodel as mm
-from minimodel.bench.common import arguments, report
+from minimodel.bench.common import arguments, plus_minus, report
 from minimodel.search.strategies import Strategy
 
 POINTS = 12  # at which a run is looked at, evenly spaced in the logarithm
@@ -69,10 +69,10 @@ def main() -> None:
             for seed in range(options.seeds)
         ]
         results[name] = {"population": population, "runs": runs}
-        last = [[run["points"][-1][part] for run in runs] for part in ("test", "validation")]
-        test, held = (f"{100 * np.mean(v):6.2f} ± {100 * standard_error(v):.2f} %" for v in last)
+        last = [100 * np.array([run["points"][-1][part] for run in runs]) for part in ("test", "validation")]
+        test, held = map(plus_minus, last)
         seconds = np.median([run["seconds"] for run in runs])
-        print(f"{name:<22} test {test}   validation {held}   {seconds:6.1f} s", flush=True)
+        print(f"{name:<22} test {test} %   validation {held} %   {seconds:6.1f} s", flush=True)
     settings = {"data": Path(options.data).name, "layer_sizes": network.layer_sizes, "evaluations": evaluations}
     settings |= {} if small else {name: vars(options)[name] for name in ("sigma", "rate", "population", "batch_size")}
     if options.plot:
@@ -83,7 +83,7 @@ def main() -> None:
 def trace(network: mm.Network, data: mm.Splits, evaluations: int, *, population: int, **options: Any) -> dict[str, Any]:
     """The accuracies of one run after so many evaluations, and the seconds it took without looking."""
     generations = evaluations // population
-    looks = set(np.unique(np.geomspace(10, generations, POINTS).round(-1).astype(int))) | {generations}
+    looks = set(np.geomspace(10, generations, POINTS).round(-1).astype(int)) | {generations}
     points, seconds, model = [], 0.0, None
     while model is None or len(model.history["loss"]) < generations:
         began = perf_counter()
@@ -100,11 +100,6 @@ def trace(network: mm.Network, data: mm.Splits, evaluations: int, *, population:
         parts = {name: float(model.evaluate(getattr(data, name)).accuracy) for name in ("validation", "test")}
         points.append({"evaluations": len(model.history["loss"]) * population, **parts})
     return {"seed": options["seed"], "seconds": seconds, "points": points}
-
-
-def standard_error(values: list[float]) -> float:
-    """s/√n."""
-    return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
 
 
 def draw(results: dict[str, Any], title: str, path: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 
 import minimodel as mm
 from minimodel import pipeline
-from minimodel.bench.common import arguments, report
+from minimodel.bench.common import arguments, plus_minus, report
 
 
 def main() -> None:
@@ -62,12 +62,6 @@ def show(backend: str, runs: list[dict[str, Any]]) -> None:
             f"  {np.mean(sizes):10,.0f}  {np.median(seconds):7.1f}"
         )
     print()
-
-
-def plus_minus(values: np.ndarray, sign: str = "") -> str:
-    """Mean ± standard error."""
-    error = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else float("nan")
-    return f"{values.mean():{sign}6.2f} ± {error:.2f}"
 
 
 if __name__ == "__main__":

@@ -43,6 +43,20 @@ class Progress(NamedTuple):
 Callback = Callable[[Progress], Any]  # True stops the run, which returns what it has found
 
 
+class Watch:
+    """The caller's callback, and whether it has ended the search."""
+
+    def __init__(self, callback: Any) -> None:
+        if callback is not None and not callable(callback):
+            raise TypeError(f"callback: expected a function of Progress, got {callback!r}")
+        self.callback, self.ended = callback, False
+
+    def __call__(self, progress: Progress) -> bool:
+        stop = self.callback and self.callback(progress)
+        self.ended = isinstance(stop, bool | np.bool_) and bool(stop)
+        return self.ended
+
+
 def json_lines(path: str | Path, **extra: Any) -> Callback:
     """A callback that appends one JSON object for each report to a file, with ``extra`` in front.
 

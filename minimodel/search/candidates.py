@@ -11,7 +11,7 @@ from minimodel import tree
 from minimodel.datasets import Dataset
 from minimodel.model import Model
 from minimodel.network import Network
-from minimodel.observe import Progress
+from minimodel.observe import Watch
 from minimodel.problem import Masks, check_masks, check_numbers, check_params, check_weights
 from minimodel.search.gradient_descent import gradient_descent
 from minimodel.search.lbfgs import Pairs
@@ -21,20 +21,6 @@ from minimodel.search.schedules import Run, Schedule, cosine
 from minimodel.tree import Tree
 
 NUMBERS = ("dropout", "input_dropout", "label_smoothing", "patience", "min_delta")  # there may be one a candidate
-
-
-class Watch:
-    """The caller's callback, and whether it has ended the search."""
-
-    def __init__(self, callback: Any) -> None:
-        if callback is not None and not callable(callback):
-            raise TypeError(f"callback: expected a function of Progress, got {callback!r}")
-        self.callback, self.ended = callback, False
-
-    def __call__(self, progress: Progress) -> bool:
-        stop = self.callback and self.callback(progress)
-        self.ended = isinstance(stop, bool | np.bool_) and bool(stop)
-        return self.ended
 
 
 class Race(NamedTuple):

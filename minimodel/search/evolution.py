@@ -194,6 +194,21 @@ def of_layers(like: Tree, layers: Tree) -> Tree:
     return layers if is_params(like) else layers[0].weight
 
 
+class Diagonal(Plain):
+    """Candidates m + σ⊙ε, the mean m being what is used and σ what ``deviations`` says, (N,)."""
+
+    def deviations(self, state: State) -> Array:
+        raise NotImplementedError
+
+    def place(self, numbers: Any, state: State, draws: Array) -> Tree:
+        found = draws * self.deviations(state)
+        found += state.own.mean
+        return unravel(state.best, found)
+
+    def read(self, state: State) -> Tree:
+        return unravel(state.best, state.own.mean)
+
+
 class Normal(NamedTuple):
     """State of ``Natural``: mean and standard deviations, (N,)."""
 
@@ -209,7 +224,7 @@ class NaturalNumbers(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Natural(Plain):
+class Natural(Diagonal):
     """Separable natural evolution strategy (SNES): x = m + σ⊙ε, m ← m + σ⊙Σuᵢεᵢ, σ ← σ⊙exp(½η_σ Σuᵢ(εᵢ² − 1)).
 
     Wierstra et al., Natural evolution strategies (JMLR 2014), algorithm 6.
@@ -218,10 +233,8 @@ class Natural(Plain):
     def init(self, numbers: NaturalNumbers, params: Tree, backend: Backend) -> Normal:
         return Normal(ravel(params), numbers.sigma * scales(params))
 
-    def place(self, numbers: NaturalNumbers, state: State, draws: Array) -> Tree:
-        found = draws * state.own.sigma
-        found += state.own.mean
-        return unravel(state.best, found)
+    def deviations(self, state: State) -> Array:
+        return state.own.sigma
 
     def tell(
         self, numbers: NaturalNumbers, rate: Any, state: State, draws: Array, fitness: Array, backend: Backend
@@ -231,9 +244,6 @@ class Natural(Plain):
         eta = (3 + log(count)) / (5 * sqrt(count)) if numbers.rate is None else numbers.rate
         spread = weights @ (draws * draws)  # Σu = 0, so that the 1 falls out
         return Normal(own.mean + own.sigma * (weights @ draws), own.sigma * xp.exp(0.5 * eta * spread))
-
-    def read(self, state: State) -> Tree:
-        return unravel(state.best, state.own.mean)
 
 
 class Paths(NamedTuple):
@@ -248,7 +258,7 @@ class Paths(NamedTuple):
 
 
 @dataclass(frozen=True)
-class SeparableCMA(Plain):
+class SeparableCMA(Diagonal):
     """CMA-ES with a diagonal covariance: x = m + σ√c⊙ε. With y = √c⊙ε and y_w the recombination of the best half,
 
     m ← m + σy_w;  p_σ ← (1−c_σ)p_σ + √(c_σ(2−c_σ)μ_w) y_w/√c;  σ ← σ·exp(c_σ/d_σ (‖p_σ‖/χ_N − 1));
@@ -263,10 +273,8 @@ class SeparableCMA(Plain):
         zeros = xp.zeros_like(mean)
         return Paths(mean, numbers, scales(params) ** 2, zeros, zeros, xp.zeros_like(mean[0, ...]))
 
-    def place(self, numbers: Any, state: State, draws: Array) -> Tree:
-        found = draws * (state.own.sigma * tree.space(draws).sqrt(state.own.variance))
-        found += state.own.mean
-        return unravel(state.best, found)
+    def deviations(self, state: State) -> Array:
+        return state.own.sigma * tree.space(state.own.variance).sqrt(state.own.variance)
 
     def tell(self, numbers: Any, rate: Any, state: State, draws: Array, fitness: Array, backend: Backend) -> Paths:
         xp, own, n = backend.xp, state.own, size(state.best)
@@ -286,9 +294,6 @@ class SeparableCMA(Plain):
         learned = xp.any(fitness != fitness[0, ...])  # else equal weights would shrink the variances
         new = Paths(own.mean + own.sigma * y_w, sigma, variance, path, sigma_path, step)
         return tree.map(lambda old, new: xp.where(learned, new, old), own, new)
-
-    def read(self, state: State) -> Tree:
-        return unravel(state.best, state.own.mean)
 
 
 class Constants(NamedTuple):

@@ -11,7 +11,7 @@ from minimodel import tree
 from minimodel.backends import Backend
 from minimodel.network import Layer, LowRank
 from minimodel.search.evolution import Gradient, GradientNumbers
-from minimodel.search.plans import State, is_params, unit
+from minimodel.search.plans import State, is_params
 from minimodel.tree import Array, Tree
 
 
@@ -34,15 +34,10 @@ class LowRankGradient(Gradient):
     def width(self, like: Tree) -> int:
         return sum(self.rank * (n + m) + m for n, m in (layer.weight.shape for layer in like))
 
-    def draw(self, keys: Array, like: Tree, backend: Backend) -> Array:
-        """In a row: every a, every β, every b."""
-        width, shapes = self.width(like), [layer.weight.shape for layer in like]
-        if not self.mirrored:
-            return unit("normal", keys, width, backend)
-        xp, half = backend.xp, unit("normal", keys[::2, :], width, backend)
-        turned = sum(self.rank * n + m for n, m in shapes)
-        other = xp.concat([-half[:, :turned], half[:, turned:]], axis=1)
-        return xp.reshape(xp.stack([half, other], axis=1), (-1, width))
+    def mirror(self, draws: Array, like: Tree) -> Array:
+        """In a row stand every a, every β, every b; the b stay as they are."""
+        turned = sum(self.rank * n + m for n, m in (layer.weight.shape for layer in like))
+        return tree.space(draws).concat([-draws[:, :turned], draws[:, turned:]], axis=1)
 
     def factors(self, like: Tree, draws: Array) -> list[tuple[Array, Array, Array]]:
         """a (n, in, r), β (n, out) and b (n, r, out) of every layer."""

@@ -112,7 +112,12 @@ class Plain:
         if not self.mirrored:
             return unit(self.law, keys, width, backend)
         half = unit(self.law, keys[::2, :], width, backend)
-        return backend.xp.reshape(backend.xp.stack([half, -half], axis=1), (-1, width))
+        pairs = backend.xp.stack([half, self.mirror(half, like)], axis=1)
+        return backend.xp.reshape(pairs, (-1, width))
+
+    def mirror(self, draws: Array, like: Tree) -> Array:
+        """The draws of each one's twin."""
+        return -draws
 
     def tell(self, numbers: Any, rate: Any, state: State, draws: Array, fitness: Array, backend: Backend) -> Tree:
         return state.own

@@ -13,7 +13,7 @@ from minimodel.datasets import Splits
 from minimodel.losses import Loss
 from minimodel.model import Model, new_model
 from minimodel.network import Layer, Network, Params
-from minimodel.observe import Callback, Progress
+from minimodel.observe import Callback, Progress, Watch
 from minimodel.problem import (
     DivergedError,
     Problem,
@@ -145,8 +145,7 @@ def random_search(
         raise ValueError("own_batches: expected a batch_size as well, of which each candidate gets its own")
     if resume is not None and params is not None:
         raise ValueError("params: a search that is resumed has its own; leave them out")
-    if callback is not None and not callable(callback):
-        raise TypeError(f"callback: expected a function of Progress, got {callback!r}")
+    watch = Watch(callback)
     if strategy.plan.mirrored and population % 2:
         raise ValueError(
             f"population: this strategy's candidates come in pairs; expected an even number, got {population}"
@@ -174,7 +173,7 @@ def random_search(
         log: dict[str, Any] = {"loss": [], "validation_loss": []}
     else:
         search, log = go_on(resume, network, made, keep, backend)
-    search, log = run(search, given, log, static, strategy, problem, generations, callback)
+    search, log = run(search, given, log, static, strategy, problem, generations, watch)
     return finished(search, given, log, static, problem, data, made)
 
 
@@ -182,7 +181,7 @@ def random_start(network: Network, params: Params | None, key: np.ndarray, backe
     """The parameters given, checked, or fresh ones; on the backend."""
     if params is None:
         return network.init(random.fold_in(key, INIT), backend=backend)
-    return tree.map(lambda leaf: backend.asarray(leaf, backend.xp.float32), check_params(network, params, None))
+    return to_backend(backend, check_params(network, params, None))
 
 
 def of_loss(loss: Loss) -> Fitness:
@@ -201,7 +200,7 @@ def run(
     strategy: Strategy,
     problem: Problem,
     generations: int,
-    callback: Callback | None,
+    watch: Watch,
 ) -> tuple[Search, dict[str, Any]]:
     """All generations that are left, a few in one program."""
     backend, started = static.backend, perf_counter()
@@ -223,12 +222,10 @@ def run(
         search, found = advance(search, given, numbers, rates, points, static=static)
         log["loss"] += backend.to_numpy(found).tolist()
         log["validation_loss"].append(look())
-        if callback:
-            seconds, rate = perf_counter() - started, None if rates is None else rates[-1]
-            last = log["loss"][-1], log["validation_loss"][-1]
-            stop = callback(Progress(len(log["loss"]), generations, *last, rate, seconds, before))
-            if isinstance(stop, bool | np.bool_) and stop:
-                break
+        seconds, rate = perf_counter() - started, None if rates is None else rates[-1]
+        last = log["loss"][-1], log["validation_loss"][-1]
+        if watch(Progress(len(log["loss"]), generations, *last, rate, seconds, before)):
+            break
     return search, log
 
 

@@ -189,10 +189,9 @@ def low_rank_es(
 
     For networks only. See ``LowRankGradient``.
     """
-    if isinstance(rank, bool) or not hasattr(rank, "__index__") or rank < 1:
-        raise ValueError(f"rank: expected an integer of at least 1, got {rank!r}")
+    rank = check_count("rank", rank, 1)
     rule, numbers, schedule = _step(optimizer, sigma)
-    return Strategy(LowRankGradient(rule, antithetic, int(rank)), numbers, schedule)
+    return Strategy(LowRankGradient(rule, antithetic, rank), numbers, schedule)
 
 
 def snes(sigma: Any = 0.1, *, rate: Any = None) -> Strategy:
@@ -210,12 +209,11 @@ def sep_cma_es(sigma: Any = 0.1) -> Strategy:
 def subspace(strategy: Strategy, dimension: int, *, seed: int, redraw: bool = False) -> Strategy:
     """Another strategy in a random subspace of so many dimensions, which the seed settles; new in each generation with
     ``redraw``. See ``Subspace``."""
-    if isinstance(dimension, bool) or not hasattr(dimension, "__index__") or dimension < 1:
-        raise ValueError(f"dimension: expected an integer of at least 1, got {dimension!r}")
+    dimension = check_count("dimension", dimension, 1)
     check_strategy(strategy)
     if strategy.plan.points or isinstance(strategy.plan, LowRankGradient | Subspace):
         raise ValueError("strategy: in a subspace expected one of vectors with random points, not of low rank")
-    return strategy._replace(plan=Subspace(strategy.plan, int(dimension), check_seed(seed), bool(redraw)))
+    return strategy._replace(plan=Subspace(strategy.plan, dimension, check_seed(seed), bool(redraw)))
 
 
 def check_strategy(strategy: Any) -> None:
