@@ -192,8 +192,8 @@ def same_masks(one: Masks | None, other: Masks | None) -> bool:
 def check_resumed(model: Any, like: State, problem: Problem, log: Log) -> Log:
     """The log to go on with, if the model is one of this network, loss, population, optimizer and size of batches."""
     found = getattr(model, "state", None)
-    shapes = [[leaf.shape for leaf in tree.leaves(values)] for values in (found, like)]
-    fits = found is not None and shapes[0] == shapes[1] and model.quantized is None
+    shapes = [[leaf.shape for leaf in tree.leaves(values)] for values in (found, like) if isinstance(values, State)]
+    fits = len(shapes) == 2 and shapes[0] == shapes[1] and model.quantized is None
     fits = fits and model.network == problem.network and model.loss is problem.loss
     old = Log(log.epochs, log.steps, **{name: model.history.get(name) for name in log.history()}) if fits else None
     if old is None or not 0 <= old.step - old.done * log.steps < log.steps:
