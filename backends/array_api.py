@@ -42,7 +42,7 @@ def make(variant: str | None = None, *, xp: Any = None, debug: bool = False) -> 
         random_bits=functools.partial(random_bits, xp),
         order=functools.partial(order, xp),
         integer_matmul=functools.partial(integer_matmul, xp),
-        kth_largest=functools.partial(kth_largest, xp),
+        largest=functools.partial(largest, xp),
     )
 
 
@@ -123,8 +123,11 @@ def integer_matmul(xp: Any, a: Array, b: Array) -> Array:
     return xp.matmul(xp.astype(a, xp.int32), xp.astype(b, xp.int32))
 
 
-def kth_largest(xp: Any, x: Array, k: Any) -> Array:
-    """The k-th largest by a full sort: slow and plain."""
-    ordered = xp.sort(x, axis=-1, descending=True)
-    index = xp.broadcast_to(xp.asarray(k, dtype=xp.int64), x.shape[:-1]) - 1
-    return xp.squeeze(xp.take_along_axis(ordered, xp.expand_dims(index, axis=-1), axis=-1), axis=-1)
+def largest(xp: Any, arrays: tuple[Array, ...], k: Array) -> tuple[Array, ...]:
+    """By the ranks of a stable sort: slow and plain."""
+    order = xp.argsort(-xp.concat(arrays, axis=-1), axis=-1, stable=True)
+    rank, masks = xp.argsort(order, axis=-1), []
+    for x in arrays:
+        masks.append(rank[..., : x.shape[-1]] < xp.asarray(k)[..., None])
+        rank = rank[..., x.shape[-1] :]
+    return tuple(masks)

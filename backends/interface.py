@@ -32,7 +32,8 @@ class Backend:
     random_bits      (key, shape) -> uint32 words of threefry2x32; key (*population, 2) -> (*population, *shape)
     order            (words) -> int32: what sorts uint32 words along the last axis, of equal ones the first first
     integer_matmul   (a, b) -> exact int32 product of int8 arrays
-    kth_largest      (x, k) -> the k-th largest along the last axis; k from 1 to n, an int or shaped like the rest of x
+    largest          (arrays (…, n_i), k (…)) -> masks: the k largest of all arrays together, for each row of the
+                     leading axes; of equal numbers those of the earlier array, and in it the first
     """
 
     name: str
@@ -49,7 +50,7 @@ class Backend:
     random_bits: Callable[[Array, tuple[int, ...]], Array]
     order: Callable[[Array], Array]
     integer_matmul: Callable[[Array, Array], Array]
-    kth_largest: Callable[[Array, Any], Array]
+    largest: Callable[[tuple[Array, ...], Array], tuple[Array, ...]]
 
 
 MAX_INNER = (2**31 - 1) // 2**14  # products of int8 are at most 2^14 and the sum must fit an int32

@@ -46,7 +46,7 @@ def make(variant: str | None = None, *, precision: str = "highest") -> Backend:
         random_bits=random_bits,
         order=order,
         integer_matmul=integer_matmul,
-        kth_largest=kth_largest,
+        largest=largest,
     )
 
 
@@ -132,20 +132,33 @@ def integer_matmul(a: Array, b: Array) -> Array:
     return jnp.matmul(a, b, preferred_element_type=jnp.int32)
 
 
-def kth_largest(x: Array, k: Any) -> Array:
-    """The k-th largest by bisection on the bits of the float: 32 counts, no sort.
+def largest(arrays: tuple[Array, ...], k: Any) -> tuple[Array, ...]:
+    """By bisection on the bits of the k-th largest float: 32 counts, no sort.
 
     Floats order like their bits once the negative ones are flipped: u ↦ ¬u if the sign is set, else u ⊕ 2³¹.
     """
     sign = jnp.uint32(1 << 31)
-    raw = lax.bitcast_convert_type(x, jnp.uint32)
-    ordered = jnp.where(raw & sign, ~raw, raw ^ sign)
-    k = jnp.broadcast_to(jnp.asarray(k, jnp.int32), x.shape[:-1])
+    k = jnp.broadcast_to(jnp.asarray(k, jnp.int32), arrays[0].shape[:-1])
+
+    def ordered(x: Array) -> Array:
+        raw = lax.bitcast_convert_type(x, jnp.uint32)
+        raw = jnp.where(raw == sign, jnp.uint32(0), raw)  # −0 is 0
+        return jnp.where(raw & sign, ~raw, raw ^ sign)
+
+    def count(flags: Array) -> Array:
+        return jnp.sum(flags, axis=-1, dtype=jnp.int32)
+
+    bits = [ordered(x) for x in arrays]
 
     def halve(i: int, found: Array) -> Array:
         candidate = found | (sign >> jnp.asarray(i, jnp.uint32))
-        enough = jnp.sum(ordered >= candidate[..., None], axis=-1, dtype=jnp.int32) >= k
+        enough = sum(count(b >= candidate[..., None]) for b in bits) >= k
         return jnp.where(enough, candidate, found)
 
-    found = lax.fori_loop(0, 32, halve, jnp.zeros(x.shape[:-1], jnp.uint32))
-    return lax.bitcast_convert_type(jnp.where(found & sign, found ^ sign, ~found), x.dtype)
+    bar = lax.fori_loop(0, 32, halve, jnp.zeros(k.shape, jnp.uint32))[..., None]
+    room, masks = k - sum(count(b > bar) for b in bits), []
+    for b in bits:
+        ties = b == bar
+        masks.append((b > bar) | (ties & (jnp.cumsum(ties, axis=-1, dtype=jnp.int32) <= room[..., None])))
+        room = room - count(ties)
+    return tuple(masks)

@@ -31,7 +31,7 @@ def make(variant: str | None = None, *, debug: bool = False) -> Backend:
         random_bits=random_bits,
         order=order,
         integer_matmul=integer_matmul,
-        kth_largest=kth_largest,
+        largest=largest,
     )
 
 
@@ -84,9 +84,27 @@ def integer_matmul(a: Array, b: Array) -> Array:
     return np.sum([part.astype(np.int32) for part in parts], axis=0, dtype=np.int32)
 
 
-def kth_largest(x: Array, k: int | Array) -> Array:
-    """The k-th largest by partial sorting."""
-    rows = x.reshape(-1, x.shape[-1])
-    ranks = np.broadcast_to(x.shape[-1] - np.asarray(k), x.shape[:-1]).reshape(-1)
-    found = [np.partition(row, rank)[rank] for row, rank in zip(rows, ranks, strict=True)]
-    return np.asarray(found, x.dtype).reshape(x.shape[:-1])
+def largest(arrays: tuple[Array, ...], k: Array) -> tuple[Array, ...]:
+    """By partial sorting, one row of the leading axes after the other."""
+    lead = arrays[0].shape[:-1]
+    counts = np.broadcast_to(k, lead)
+    masks = tuple(np.empty(x.shape, bool) for x in arrays)
+    for at in np.ndindex(lead):
+        mark_largest([x[at] for x in arrays], int(counts[at]), [mask[at] for mask in masks])
+    return masks
+
+
+def mark_largest(rows: list[Array], k: int, masks: list[Array]) -> None:
+    """The same of one row, into its masks: all from the k-th largest number on, less the last of those equal to it."""
+    numbers = np.concatenate(rows)
+    place = len(numbers) - max(k, 1)
+    numbers.partition(place)
+    bar = numbers[place]
+    for row, mask in zip(rows, masks, strict=True):
+        np.greater_equal(row, bar, out=mask)
+    extra = sum(map(np.count_nonzero, masks)) - k
+    for row, mask in zip(rows[::-1], masks[::-1], strict=True):
+        if extra > 0:
+            ties = np.flatnonzero(row == bar)[-extra:]
+            mask[ties] = False
+            extra -= len(ties)

@@ -2,8 +2,11 @@
 
 from minimodel import backends, datasets, losses, observe, random
 from minimodel._version import __version__
+from minimodel.compress import patterns, pruning_schedules, scores
+from minimodel.compress.deployment import deploy
 from minimodel.compress.pruning import prune
 from minimodel.compress.quantization import quantize
+from minimodel.compress.shrinking import shrink
 from minimodel.datasets import Dataset, Normalization, Splits
 from minimodel.gradients import fisher_diagonal, gnvp, hvp, input_gradient, jvp, value_and_grad, vjp
 from minimodel.model import Evaluation, Model, load
@@ -15,6 +18,7 @@ from minimodel.search.budgets import hyperband, hyperband_brackets, hyperband_ca
 from minimodel.search.gradient_descent import gradient_descent
 from minimodel.search.random_search import error_rate, random_search
 from minimodel.streams import Stream, stream_batches, stream_files
+from minimodel.teacher import Teacher
 
 __all__ = [
     "Dataset",
@@ -28,9 +32,11 @@ __all__ = [
     "QArray",
     "Splits",
     "Stream",
+    "Teacher",
     "__version__",
     "backends",
     "datasets",
+    "deploy",
     "error_rate",
     "fisher_diagonal",
     "gnvp",
@@ -45,11 +51,15 @@ __all__ = [
     "losses",
     "observe",
     "optimizers",
+    "patterns",
     "prune",
+    "pruning_schedules",
     "quantize",
     "random",
     "random_search",
     "schedules",
+    "scores",
+    "shrink",
     "strategies",
     "stream_batches",
     "stream_files",

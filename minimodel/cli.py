@@ -252,7 +252,7 @@ def _rows(loaded: Model, data: str, seed: int | None) -> tuple[np.ndarray, Any]:
     """x and y of the rows a saved model is used on."""
     if loaded.population is not None:
         raise ValueError(f"the file holds a population of {loaded.population} models; save one of them with .member(i)")
-    features = loaded.network.layer_sizes[0]
+    features = loaded.features
     if Path(data).is_file():
         return datasets.load_rows(data, features=features, labels=loaded.loss.labels, classes=loaded.classes)
     test = datasets.load(data, seed=(loaded.split_seed or 0) if seed is None else seed).test

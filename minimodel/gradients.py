@@ -40,7 +40,7 @@ def objective(
     network: Network, loss: Loss, params: Params, x: Array, t: Array, weight: Array | None, noise: Noise | None
 ) -> tuple[Array, Params]:
     """``value_and_grad`` unchecked, of encoded targets: J = mean of w·ℓ with row weights w (*population, batch)."""
-    return _descend(network, loss, params, _forward(network, params, x, noise), t, weight, noise)
+    return _descend(network, loss, params, forward(network, params, x, noise), t, weight, noise)
 
 
 def input_gradient(network: Network, loss: str | Loss, params: Params, x: Array, y: Array) -> Array:
@@ -53,13 +53,13 @@ def input_gradient(network: Network, loss: str | Loss, params: Params, x: Array,
 def vjp(network: Network, params: Params, x: Array, cotangent: Array) -> Params:
     """Jᵀu, J the Jacobian of the outputs by the parameters and u a cotangent shaped like the outputs."""
     check(network, params, x)
-    return _backward(network, params, _forward(network, params, x), cotangent)[0]
+    return _backward(network, params, forward(network, params, x), cotangent)[0]
 
 
 def jvp(network: Network, params: Params, tangent: Params, x: Array) -> tuple[Array, Array]:
     """The outputs and Jv, their change along v = ``tangent``: ż_l = ȧ_{l−1}W_l + a_{l−1}V_l + v_l, ȧ_l = f′ ∘ ż_l."""
     check(network, params, x)
-    steps = _forward(network, params, x)
+    steps = forward(network, params, x)
     return steps[-1].z, _pushforward(network, params, tangent, steps)[-1].z
 
 
@@ -106,17 +106,31 @@ def fisher_diagonal(network: Network, loss: str | Loss, params: Params, x: Array
     A row's gradient of W_l is a ⊗ δ, so Σ_rows (a_i δ_j)² = (a∘a)ᵀ(δ∘δ): no row's gradient is ever formed.
     """
     loss, steps = _checked(network, loss, params, x, y)
-    z, found = steps[-1].z, []
-    xp, delta = namespace(z), loss.rows(z, loss.encode(y, z))[1]
-    for i in reversed(range(len(params))):
-        squared = delta * delta * (1 / x.shape[-2])
-        found.append(Layer((steps[i].a * steps[i].a).mT @ squared, xp.sum(squared, axis=-2)))
-        if i > 0:
-            delta = (delta @ params[i].weight.mT) * network.functions.slope(steps[i - 1].z, steps[i].f)
-    return tuple(reversed(found))
+    return squared_gradients(network, loss, params, steps, loss.encode(y, steps[-1].z))
 
 
-def _forward(network: Network, params: Params, x: Array, noise: Noise | None = None) -> list[Step]:
+def squared_gradients(network: Network, loss: Loss, params: Params, steps: list[Step], t: Array) -> Params:
+    """``fisher_diagonal`` from a forward pass and encoded targets."""
+    xp, found = namespace(t), []
+    for step, (delta, _) in zip(steps, row_deltas(network, loss, params, steps, t), strict=True):
+        squared = delta * delta * (1 / delta.shape[-2])
+        found.append(Layer((step.a * step.a).mT @ squared, xp.sum(squared, axis=-2)))
+    return tuple(found)
+
+
+def row_deltas(
+    network: Network, loss: Loss, params: Params, steps: list[Step], t: Array
+) -> list[tuple[Array, Array | None]]:
+    """For every layer, and every row: ∂ℓ/∂z_l, and ∂ℓ/∂a_l by what the layer gives to the next (None of the last)."""
+    found: list[tuple[Array, Array | None]] = [(loss.rows(steps[-1].z, t)[1], None)]
+    for i in reversed(range(1, len(params))):
+        back = found[-1][0] @ params[i].weight.mT
+        found.append((back * network.functions.slope(steps[i - 1].z, steps[i].f), back))
+    return found[::-1]
+
+
+def forward(network: Network, params: Params, x: Array, noise: Noise | None = None) -> list[Step]:
+    """Every layer's step; nothing is checked."""
     value, f = network.functions.value, x
     steps: list[Step] = []
     for i, layer in enumerate(params):
@@ -174,7 +188,7 @@ def _checked(network: Network, loss: str | Loss, params: Params, x: Array, y: Ar
     """The loss and the forward pass. A target of another shape would broadcast into a wrong loss without a word."""
     loss = get(loss)
     check(network, params, x)
-    steps = _forward(network, params, x)
+    steps = forward(network, params, x)
     z, axes = steps[-1].z, 1 if loss.labels else 2
     expected = z.shape[-2 : z.ndim - 2 + axes]
     if y.shape[-axes:] != expected or y.ndim - axes > z.ndim - 2:

@@ -6,7 +6,7 @@ distribution over the classes. ``Loss.value``, ``gradient`` and ``curvature`` av
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
 
@@ -178,6 +178,28 @@ def huber(delta: float = 1.0) -> Loss:
 def _huber_loss(delta: float) -> Loss:
     rows, curvature = (partial(part, delta=delta) for part in (_huber, _huber_curvature))
     return Loss("huber", rows, curvature, _raw, scaled=True, config=(("delta", delta),))
+
+
+def distilled(loss: Loss, weight: float, temperature: float) -> Loss:
+    """(1 − α)·ℓ(z, t) + α·T²·ℓ(z/T, s) for targets (t, s) side by side, s being a teacher's; α is the ``weight``.
+
+    Of targets alone, as those of validation are, it is ℓ. The same arguments give the same object.
+    """
+    return _distilled_loss(loss, float(weight), float(temperature))
+
+
+@cache
+def _distilled_loss(loss: Loss, weight: float, temperature: float) -> Loss:
+    def rows(z: Array, t: Array) -> tuple[Array, Array]:
+        """∂/∂z = (1 − α)·ℓ′(z, t) + α·T·ℓ′(z/T, s)"""
+        outputs = z.shape[-1]
+        if t.shape[-1] == outputs:
+            return loss.rows(z, t)
+        own, soft = loss.rows(z, t[..., :outputs]), loss.rows(z * (1 / temperature), t[..., outputs:])
+        losses = (1 - weight) * own[0] + weight * temperature**2 * soft[0]
+        return losses, (1 - weight) * own[1] + weight * temperature * soft[1]
+
+    return replace(loss, rows=rows)
 
 
 NAMES = ("mean_squared_error", "softmax_cross_entropy", "binary_cross_entropy", "huber")

@@ -1,6 +1,6 @@
 """Model: what every algorithm returns, and all that is needed to use a network elsewhere."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +14,7 @@ from minimodel.network import Network, Params
 from minimodel.problem import Masks, check_data
 from minimodel.qarray import QArray, levels
 from minimodel.streams import Stream
+from minimodel.summary import Summary, summarize
 from minimodel.tree import Tree
 
 ROWS = 4096  # rows in one go: activations stay small whatever the size of the data
@@ -65,6 +66,7 @@ class Model:
     split_seed      what the data were split with, so that their test part can be found again
     masks           what pruning kept, one array of bool per weight
     quantized       the integers of each weight, of ``bits`` bits
+    inputs          which of the raw features the network takes, an array of bool; None for all
     history         what the run recorded: loss and learning_rate by step, validation_loss by epoch; of a random search
                     loss by generation; of a budgeted search the rungs as well; not saved
     state           where the run stopped, and the validation losses of the best, for ``resume`` and ``best``; not saved
@@ -80,14 +82,26 @@ class Model:
     masks: Masks | None = None
     quantized: tuple[QArray, ...] | None = None
     bits: int | None = None
+    inputs: np.ndarray | None = None
     history: dict[str, np.ndarray] = field(default_factory=dict)
     state: Tree = None
+
+    def __repr__(self) -> str:
+        """Without the numbers."""
+        sizes = "-".join(map(str, self.network.layer_sizes))
+        several = "" if self.population is None else f", population {self.population}"
+        return f"<Model {sizes} {self.network.activation}, {self.loss.name}, {self.nonzero:,} non-zero{several}>"
 
     @property
     def population(self) -> int | None:
         """How many networks this is, or None for one without the axis."""
         bias = self.params[0].bias
         return bias.shape[0] if bias.ndim > 1 else None
+
+    @property
+    def features(self) -> int:
+        """How many raw features the model takes."""
+        return self.network.layer_sizes[0] if self.inputs is None else len(self.inputs)
 
     @property
     def nonzero(self) -> int:
@@ -113,6 +127,20 @@ class Model:
             self, params=pick(self.params), masks=masks, quantized=pick(self.quantized), history=history, state=None
         )
 
+    def members(self, indices: Sequence[int]) -> "Model":
+        """A population of the networks of these numbers, each as often as it is named; of one network, its copies."""
+        several = [self if self.population is None else self.member(int(i)) for i in indices]
+        if not several:
+            raise ValueError("members: expected at least one number")
+
+        def stacked(*leaves: Any) -> Any:
+            return np.stack(leaves)
+
+        params = tree.map(stacked, *(model.params for model in several))
+        masks = self.masks and tree.map(stacked, *(model.masks for model in several))
+        quantized = self.quantized and tree.map(stacked, *(model.quantized for model in several))
+        return replace(self, params=params, masks=masks, quantized=quantized, history={}, state=None)
+
     def best(self) -> "Model":
         """The member of a population whose validation loss got lowest; test data never choose."""
         if self.population is None:
@@ -126,25 +154,34 @@ class Model:
     def outputs(self, x: Any) -> np.ndarray:
         """Scores of the classes, or predicted targets, (*population, n, out), for raw inputs (n, features)."""
         x = datasets.check_x(x)
-        if x.shape[1] != self.network.layer_sizes[0]:
-            raise ValueError(f"x: expected (n, {self.network.layer_sizes[0]}), got {x.shape}")
+        if x.shape[1] != self.features:
+            raise ValueError(f"x: expected (n, {self.features}), got {x.shape}")
+        z = self._outputs(x if self.inputs is None else x[:, self.inputs])
+        return self.targets.inverse(z) if self.targets else z
+
+    def _outputs(self, x: np.ndarray) -> np.ndarray:
+        """Of the features that the network takes."""
         parts = []
         for start in range(0, len(x), ROWS):
             rows = x[start : start + ROWS]
             rows = self.normalization(rows) if self.normalization else rows.astype(np.float32)
             parts.append(self.network.apply(self.params, rows))
-        z = np.concatenate(parts, axis=-2)
-        return self.targets.inverse(z) if self.targets else z
+        return np.concatenate(parts, axis=-2) if len(parts) > 1 else parts[0]
 
     def predict(self, x: Any) -> np.ndarray:
         """The predicted labels, named where the classes have names, or the predicted targets."""
-        decided = self.loss.decide(self.outputs(x))
+        return self.decide(self.outputs(x))
+
+    def decide(self, outputs: np.ndarray) -> np.ndarray:
+        """The predictions of such outputs."""
+        decided = self.loss.decide(outputs)
         return np.asarray(self.classes)[decided] if self.classes and self.loss.labels else decided
 
     def evaluate(self, data: Dataset) -> Evaluation:
         """The loss and the accuracy or R² on a data set, normalised as the training data were."""
-        x, y = check_data(self.network, self.loss, data)
-        z = self.outputs(x)
+        x, y = check_data(self.network, self.loss, data, inputs=self.inputs)
+        z = self._outputs(datasets.check_x(x))
+        z = self.targets.inverse(z) if self.targets else z
         loss, decided = self.loss.value(z, y), self.loss.decide(z)
         if self.loss.labels or self.loss is losses.binary_cross_entropy:
             hits = np.asarray(decided == (y if self.loss.labels else y > 0.5))
@@ -154,6 +191,11 @@ class Model:
         exact = y.astype(np.float64)
         missed, spread = np.square(z - exact).sum(axis=-2), np.square(exact - exact.mean(axis=0)).sum(axis=-2)
         return Evaluation(loss, r2=(1 - missed / spread).mean(axis=-1))
+
+    def summary(self) -> Summary:
+        """What each layer keeps, its shape after a ``shrink``, its bytes and multiply-adds; prints as a table."""
+        packed = [packing.pack_layer(*pieces, self.bits) for pieces in self._layers()]
+        return summarize(self.params, [sum(tensor.nbytes for tensor in tensors.values()) for tensors in packed])
 
     def save(self, path: str | Path) -> None:
         """Write the model to one file; ``load`` gives back the same numbers."""
@@ -175,8 +217,9 @@ class Model:
             "split_seed": self.split_seed,
             "population": self.population,
             "bits": self.bits,
+            "features": None if self.inputs is None else len(self.inputs),
         }
-        tensors: dict[str, np.ndarray] = {}
+        tensors: dict[str, np.ndarray] = {} if self.inputs is None else {"inputs": np.packbits(self.inputs)}
         for name in NORMALIZATIONS:
             if fitted := getattr(self, name):
                 tensors |= {f"{name}.{part}": tensor for part, tensor in fitted._asdict().items()}
@@ -225,7 +268,7 @@ def _decode(header: dict[str, Any], tensors: dict[str, np.ndarray]) -> Model:
         levels(bits, True)
     if network.parameters * (population or 1) > MAX_PARAMETERS:
         raise ValueError(f"{network.parameters} parameters; at most {MAX_PARAMETERS} are read")
-    known = {f"{name}.{part}" for name in NORMALIZATIONS for part in Normalization._fields}
+    known = {f"{name}.{part}" for name in NORMALIZATIONS for part in Normalization._fields} | {"inputs"}
     layers, used = [], known & set(tensors)
     for i, shape in enumerate(network.shapes):
         own = {key.partition(".")[2]: tensor for key, tensor in tensors.items() if key.startswith(f"{i}.")}
@@ -248,6 +291,7 @@ def _decode(header: dict[str, Any], tensors: dict[str, np.ndarray]) -> Model:
         None if masks[0] is None else masks,
         None if bits is None else quantized,
         bits,
+        _inputs(tensors.get("inputs"), header.get("features"), network.layer_sizes[0]),
     )
 
 
@@ -259,6 +303,18 @@ def _normalization(tensors: dict[str, np.ndarray], name: str, size: int) -> Norm
     if not fits or not (found.scale > 0).all():
         raise ValueError(f"{name}: it does not fit the network")
     return found
+
+
+def _inputs(packed: np.ndarray | None, features: Any, size: int) -> np.ndarray | None:
+    if packed is None and features is None:
+        return None
+    fits = type(features) is int and 0 < features <= MAX_PARAMETERS
+    if not fits or packed is None or packed.dtype != np.uint8 or packed.shape != (-(-features // 8),):
+        raise ValueError(f"inputs: expected a bit for each of the {features!r} features")
+    inputs = np.unpackbits(packed, count=features).astype(bool)
+    if inputs.sum() != size:
+        raise ValueError(f"inputs: the network takes {size} of them, but {inputs.sum()} are marked")
+    return inputs
 
 
 def _classes(names: Any, outputs: int) -> tuple[str, ...]:

@@ -1,7 +1,11 @@
-"""Layers as few bytes: masks at a bit a weight, integers at their bits, only what is kept, all deflated."""
+"""Layers as few bytes: masks at a bit a weight, integers at their bits, only what is kept, all deflated.
+
+And, for hardware that multiplies n of m, its own layout: the values and where in their groups they stand.
+"""
 
 import zlib
 from math import prod
+from typing import NamedTuple
 
 import numpy as np
 
@@ -78,6 +82,51 @@ def unpack_integers(packed: np.ndarray, bits: int, count: int) -> np.ndarray:
     rows = np.unpackbits(packed, count=count * bits).reshape(count, bits)
     codes = np.packbits(np.pad(rows, ((0, 0), (MAX_BITS - bits, 0))), axis=1)[:, 0]
     return (codes.astype(np.int16) - 2 ** (bits - 1)).astype(np.int8)
+
+
+class NOfMArray(NamedTuple):
+    """A weight (in, out) of which at most n of every m consecutive inputs are not 0.
+
+    values   (groups, n, out), 0 where there are fewer
+    places   where in its group each value stands: uint8 of (groups, n, out) numbers of ⌈log₂ m⌉ bits, without gaps
+    shape    of the weight; m, the size of a group
+    """
+
+    values: np.ndarray
+    places: np.ndarray
+    shape: tuple[int, int]
+    m: int
+
+
+def pack_n_of_m(weight: np.ndarray, n: int, m: int) -> NOfMArray:
+    """What sparse hardware keeps of a weight; ValueError where more than n of a group of m are not 0."""
+    inputs, outputs = weight.shape
+    groups = np.pad(weight, ((0, -inputs % m), (0, 0))).reshape(-1, m, outputs)
+    most = int((groups != 0).sum(axis=1).max())
+    if most > n:
+        raise ValueError(f"pack_n_of_m: expected at most {n} of {m} weights that are not 0, got {most}")
+    order = np.argsort(groups == 0, axis=1, kind="stable")[:, :n]  # those that are not 0 first, in their order
+    return NOfMArray(
+        np.take_along_axis(groups, order, axis=1),
+        np.packbits(np.unpackbits(order.astype(np.uint8).reshape(-1, 1), axis=1)[:, 8 - _place_bits(m) :]),
+        (inputs, outputs),
+        m,
+    )
+
+
+def unpack_n_of_m(packed: NOfMArray) -> np.ndarray:
+    """The weight again."""
+    values, places, (inputs, outputs), m = packed
+    bits = _place_bits(m)
+    rows = np.unpackbits(places, count=values.size * bits).reshape(-1, bits)
+    order = np.packbits(np.pad(rows, ((0, 0), (8 - bits, 0))), axis=1).reshape(values.shape)
+    groups = np.zeros((len(values), m, outputs), values.dtype)
+    np.put_along_axis(groups, order.astype(np.intp), values, axis=1)
+    return groups.reshape(-1, outputs)[:inputs]
+
+
+def _place_bits(m: int) -> int:
+    return max(1, (m - 1).bit_length())
 
 
 def _deflate(raw: np.ndarray) -> np.ndarray:

@@ -6,8 +6,10 @@ from time import perf_counter
 from typing import Any
 
 from minimodel.backends import Backend
-from minimodel.compress.pruning import prune, to_remove
+from minimodel.compress import patterns
+from minimodel.compress.pruning import prune
 from minimodel.compress.quantization import quantize
+from minimodel.compress.target import find_target
 from minimodel.datasets import Splits
 from minimodel.model import Model
 from minimodel.network import Network
@@ -61,7 +63,7 @@ def run(
     on_progress   called with a stage's name; what it returns is that stage's callback
     """
     levels(bits, True)  # refuse what a late stage would refuse, before any work
-    to_remove(network, sparsity, None, "global")
+    find_target({"sparsity": sparsity}, "global", patterns.unstructured(), 1.0, network, ())
     usual, batch_size = budget(len(data.train.x))
     epochs = usual if epochs is None else check_count("epochs", epochs, 0)
     common: dict[str, Any] = {"seed": seed, "backend": backend}
@@ -97,7 +99,7 @@ def run(
             model,
             data,
             sparsity=sparsity,
-            gradual=longer > 0,
+            schedule="gradual" if longer else "one_shot",
             optimizer=fast,
             epochs=longer,
             callback=callback,

@@ -1,6 +1,7 @@
 """A network, data and a loss that fit each other, on a backend: what every algorithm starts from."""
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ from minimodel.datasets import Dataset, Splits
 from minimodel.losses import Loss
 from minimodel.network import Layer, Network, Params
 from minimodel.streams import CHUNK, Stream, prefetched
+from minimodel.teacher import check_teacher
 from minimodel.tree import Array, Tree
 
 Masks = tuple[np.ndarray, ...]  # one array of bool per weight: what is kept
@@ -30,13 +32,16 @@ class Rows(NamedTuple):
 class Problem(NamedTuple):
     """A network, a loss, and data on a backend.
 
-    ``chunks(epoch, n)`` gives the training rows of an epoch, in one piece or, from a stream, in several, all but the
-    last of a multiple of n rows. ``rows`` is how many they are.
+    objective   the loss in training, in which a teacher has its part
+    chunks      (epoch, n) -> the training rows of an epoch, in one piece or, from a stream, in several, all but the
+                last of a multiple of n rows
+    rows        how many they are
     """
 
     backend: Backend
     network: Network
     loss: Loss
+    objective: Loss
     rows: int
     chunks: Callable[[int, int], Iterable[Rows]]
     validation: Rows
@@ -72,6 +77,7 @@ def prepare(
     *,
     sample_weight: Any = None,
     class_weight: Any = None,
+    teacher: Any = None,
 ) -> Problem:
     """Check that the data fit the network and the loss, normalise them as ``fitted`` (the data or a model) says,
     encode the targets, move them to the backend; of a stream, a chunk ahead of its use.
@@ -85,14 +91,26 @@ def prepare(
     if loss is None:
         loss = "softmax_cross_entropy" if data.validation.y.ndim == 1 else "mean_squared_error"
     loss = losses.get(loss)
+    objective, inputs = loss, getattr(fitted, "inputs", None)
+    if inputs is not None and isinstance(data, Stream):
+        raise ValueError("data: a model that was shrunk to some of the features takes no stream; load them as Splits")
+    if teacher is not None:
+        objective = check_teacher(teacher, network, loss).loss(loss)
 
     def rows(
-        part: Dataset, name: str, weigh: Callable[[np.ndarray], Any] = lambda y: None, ready: bool = False
+        part: Dataset,
+        name: str,
+        weigh: Callable[[np.ndarray], Any] = lambda y: None,
+        ready: bool = False,
+        taught: bool = False,
     ) -> Rows:
         """``ready``: looked at, normalised, and nobody else's."""
-        x, y = check_data(network, loss, part, name, looked_at=ready)
+        x, y = check_data(network, loss, part, name, looked_at=ready, inputs=inputs)
         t = fitted.targets(y) if loss.scaled and fitted.targets else y
         t = losses.one_hot(y, network.layer_sizes[-1], np.float32) if loss.labels else t
+        if taught:
+            s = teacher.targets(part.x)
+            t = np.concatenate([t, fitted.targets(s) if loss.scaled and fitted.targets else s], axis=-1)
         made = Rows(fitted.normalization(x) if fitted.normalization and not ready else x, t, weigh(y))
 
         def moved(leaf: np.ndarray) -> Array:
@@ -103,9 +121,12 @@ def prepare(
         return tree.map(moved, made)
 
     if isinstance(data, Splits):
-        train = (rows(data.train, "train", lambda y: row_weights(y, loss, network, sample_weight, class_weight)),)
+        weigh = partial(row_weights, loss=loss, network=network, sample_weight=sample_weight, class_weight=class_weight)
+        train = (rows(data.train, "train", weigh, taught=teacher is not None),)
         validation = rows(data.validation, "validation")
-        return Problem(backend, network, loss, len(data.train.x), lambda epoch, multiple: train, validation)
+        return Problem(backend, network, loss, objective, len(data.train.x), lambda epoch, multiple: train, validation)
+    if teacher is not None:
+        raise ValueError("teacher: a stream takes none, as its rows come normalised; load them as Splits")
     if sample_weight is not None:
         raise ValueError("sample_weight: a stream takes none; give class_weight, or repeat rows")
     if class_weight is not None and not loss.labels:
@@ -120,7 +141,9 @@ def prepare(
             del x, y  # or they would stay while the next are read
 
     validation = rows(data.validation, "validation")
-    return Problem(backend, network, loss, data.rows, lambda *at: prefetched(read(*at)), validation, streamed=True)
+    return Problem(
+        backend, network, loss, objective, data.rows, lambda *at: prefetched(read(*at)), validation, streamed=True
+    )
 
 
 def row_weights(
@@ -176,18 +199,26 @@ def check_weights(name: str, weights: Any, n: int) -> np.ndarray:
     return found / found.max()  # only ratios matter, and their products must not overflow
 
 
-def check_data(network: Network, loss: Loss, data: Dataset, name: str = "data", looked_at: bool = False) -> Dataset:
+def check_data(
+    network: Network,
+    loss: Loss,
+    data: Dataset,
+    name: str = "data",
+    looked_at: bool = False,
+    inputs: np.ndarray | None = None,
+) -> Dataset:
     """The data with targets as the loss takes them; ValueError where something does not fit.
 
-    ``looked_at``: somebody saw already that all numbers are finite.
+    looked_at   somebody saw already that all numbers are finite
+    inputs      which of the features the network takes
     """
     if not isinstance(data, Dataset):
         raise TypeError(f"{name}: expected a Dataset(x, y), got {type(data).__name__}")
     x, y = np.asarray(data.x), np.asarray(data.y)
     x = x.reshape(len(x), -1) if x.ndim > 2 else x
-    inputs, outputs = network.layer_sizes[0], network.layer_sizes[-1]
-    if x.ndim != 2 or x.shape[1] != inputs:
-        raise ValueError(f"{name}.x: the network takes (n, {inputs}), got {x.shape}")
+    features, outputs = network.layer_sizes[0] if inputs is None else len(inputs), network.layer_sizes[-1]
+    if x.ndim != 2 or x.shape[1] != features:
+        raise ValueError(f"{name}.x: the network takes (n, {features}), got {x.shape}")
     if len(x) == 0 or len(x) != len(y):
         raise ValueError(f"{name}: expected x and y of one length of at least 1, got {len(x)} and {len(y)}")
     if x.dtype.kind not in "uifb" or y.dtype.kind not in "uifb":
@@ -205,7 +236,7 @@ def check_data(network: Network, loss: Loss, data: Dataset, name: str = "data", 
         raise ValueError(f"{name}.y: {loss.name} expects integer labels (n,) from 0 to {outputs - 1}, got {what}")
     else:
         y = y.astype(np.int32)
-    return Dataset(x, y)
+    return Dataset(x if inputs is None else x[:, inputs], y)
 
 
 def run_keys(seed: Any, population: int | None) -> np.ndarray:

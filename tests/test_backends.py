@@ -332,56 +332,57 @@ def test_integer_matmul_refuses_an_inner_axis_that_could_overflow(backend):
         backend.integer_matmul(a, b)
 
 
-# kth_largest
+# largest
 
 
-def kth_of_row(x, k, *, backend):
-    return backend.kth_largest(x, k)
+def of_all(arrays, k, *, backend):
+    return backend.largest(arrays, k)
 
 
-def kth_largest(backend, x, k):
-    run = backend.jit(kth_of_row, static=("backend",))
-    return backend.to_numpy(run(backend.asarray(x), backend.asarray(np.asarray(k, np.int32)), backend=backend))
+def largest(backend, arrays, k):
+    run = backend.jit(of_all, static=("backend",))
+    return backend.to_numpy(run(tuple(map(backend.asarray, arrays)), np.asarray(k, np.int32), backend=backend))
 
 
-def sorted_kth(x, k):
-    descending = -np.sort(-x, axis=-1)
-    index = np.broadcast_to(np.asarray(k) - 1, x.shape[:-1])[..., None]
-    return np.take_along_axis(descending, index, axis=-1)[..., 0]
+def first_of_a_stable_sort(arrays, k):
+    """The first k of a stable sort, descending, of all arrays side by side."""
+    ranks = np.argsort(np.argsort(-np.concatenate(arrays, axis=-1), axis=-1, kind="stable"), axis=-1, kind="stable")
+    masks = ranks < np.asarray(k)[..., None]
+    return np.split(masks, np.cumsum([x.shape[-1] for x in arrays])[:-1], axis=-1)
 
 
 @given(
-    shape=st.sampled_from([(1,), (9,), (3, 9), (2, 3, 4)]),
+    lead=st.sampled_from([(), (3,), (2, 3)]),
+    sizes=st.sampled_from([(1,), (9,), (4, 1, 6)]),
     levels=st.sampled_from([1, 3, 1_000_000]),
     scale=st.sampled_from([1e-30, 1.0, 1e30]),
     per_row=st.booleans(),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_kth_largest_equals_sorting(backend, shape, levels, scale, per_row, seed):
+def test_largest_is_a_stable_sort(backend, lead, sizes, levels, scale, per_row, seed):
     """Ties where there are few levels; signs and zeros mixed; k for all or one for each row."""
     rng = np.random.default_rng(seed)
-    x = (rng.integers(-levels, levels + 1, size=shape) / levels * scale).astype(np.float32)
-    k = rng.integers(1, shape[-1] + 1, size=shape[:-1] if per_row else ())
-    np.testing.assert_array_equal(kth_largest(backend, x, k), sorted_kth(x, k))
+    arrays = [(rng.integers(-levels, levels + 1, size=(*lead, n)) / levels * scale).astype(np.float32) for n in sizes]
+    k = rng.integers(0, sum(sizes) + 1, size=lead if per_row else ())
+    for found, expected in zip(
+        largest(backend, arrays, np.broadcast_to(k, lead)), first_of_a_stable_sort(arrays, k), strict=True
+    ):
+        assert found.dtype == bool
+        np.testing.assert_array_equal(found, expected)
 
 
-def test_kth_largest_takes_a_python_int_and_every_rank(backend):
-    x = np.float32([2.0, -np.inf, 0.0, 1e-40, -3.5, np.inf, 2.0, -1e-40])
-    found = [float(backend.kth_largest(backend.asarray(x), k)) for k in range(1, 9)]
-    assert found == [np.inf, 2.0, 2.0, float(np.float32(1e-40)), 0.0, float(np.float32(-1e-40)), -3.5, -np.inf]
+def test_largest_of_every_kind_of_number(backend):
+    x = np.float32([2.0, -np.inf, 0.0, 1e-40, -3.5, np.inf, 2.0, -1e-40, -0.0])
+    order = [5, 0, 6, 3, 2, 8, 7, 4, 1]  # −0 is 0, and the first of equal ones comes first
+    for k in range(10):
+        (found,) = largest(backend, (x,), k)
+        assert sorted(np.flatnonzero(found)) == sorted(order[:k])
 
 
-def test_kth_largest_gives_a_value_of_its_input_in_its_dtype(backend):
-    x = np.random.default_rng(3).normal(size=(4, 33)).astype(np.float32)
-    found = kth_largest(backend, x, [1, 2, 17, 33])
-    assert found.dtype == np.float32 and found.shape == (4,)
-    assert all(value in row for value, row in zip(found, x, strict=True))
-
-
-def test_kth_largest_does_not_reorder_its_input(backend):
+def test_largest_does_not_reorder_its_input(backend):
     x = np.random.default_rng(4).normal(size=(2, 20)).astype(np.float32)
     given_array = backend.asarray(x)
-    backend.kth_largest(given_array, 5)
+    backend.largest((given_array,), backend.asarray(np.int32([5, 5])))
     np.testing.assert_array_equal(backend.to_numpy(given_array), x)
 
 

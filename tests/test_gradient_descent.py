@@ -9,7 +9,7 @@ import pytest
 
 import minimodel as mm
 from minimodel import losses, optimizers, qarray, random, schedules, tree
-from minimodel.compress import pruning
+from minimodel.compress import masks
 from minimodel.losses import Loss
 from minimodel.problem import masked, prepare, run_keys, to_backend
 from minimodel.search import random_search
@@ -1124,22 +1124,15 @@ def test_a_whole_random_search_compiles_as_one_program(jax_backend, splits):
     np.testing.assert_allclose(found, model.history["loss"], rtol=1e-5)
 
 
-def test_choosing_masks_compiles(jax_backend):
-    """The number to keep may be traced."""
-    import jax
-
-    scores = np.random.default_rng(0).normal(size=(3, 20)).astype(np.float32)
-    select = jax.jit(functools.partial(pruning.largest, backend=jax_backend))
-    for k in (0, 1, 7, 20):
-        kept = np.asarray(select(scores, jax.numpy.int32(k)))
-        expected = np.argsort(np.argsort(-scores, axis=-1, kind="stable"), axis=-1) < k
-        np.testing.assert_array_equal(kept, expected)
-
-    layers = tuple(np.abs(layer.weight) for layer in NETWORK.init(random.key([0, 1])))
-    for removed in ([20], [12, 9]):
-        whole = jax.jit(lambda found, removed=tuple(removed): pruning.keep_largest(found, list(removed), jax_backend))
-        kept = whole(tuple(map(jax.numpy.asarray, layers)))
-        assert_same(kept, pruning.keep_largest(layers, removed, mm.backends.load("numpy")))
+def test_choosing_masks_compiles_once(jax_backend, splits):
+    """The number to keep is traced: another sparsity compiles nothing."""
+    model = mm.gradient_descent(NETWORK, splits, seed=0, epochs=0)
+    run = jax_backend.jit(masks.choose, static=("choice",))
+    counts = []
+    for sparsity in (0.0, 0.3, 0.9):
+        mm.prune(model, splits, seed=0, sparsity=sparsity, epochs=0, backend=jax_backend)
+        counts.append(run.compiled._cache_size())
+    assert counts[0] == counts[-1]
 
 
 @pytest.mark.parametrize("symmetric", [True, False])

@@ -20,6 +20,7 @@ LAYERS = (
     ("minimodel.network",),
     ("minimodel.gradients", "minimodel.qarray", "minimodel.datasets"),
     ("minimodel.streams",),
+    ("minimodel.teacher", "minimodel.summary"),
     ("minimodel.problem", "minimodel.storage"),
     ("minimodel.packing",),
     ("minimodel.model",),

@@ -319,7 +319,7 @@ def test_the_best_of_a_training_is_the_best_on_validation(splits):
     """Also of members that diverged, were pruned and were quantized; never by the test part."""
     optimizer = mm.optimizers.adam(np.array([1e-3, 0.05, 0.02]))
     trained = mm.gradient_descent(NETWORK, splits, seed=0, epochs=4, population=3, optimizer=optimizer)
-    pruned = mm.prune(trained, splits, seed=0, sparsity=0.7, gradual=True, epochs=4)
+    pruned = mm.prune(trained, splits, seed=0, sparsity=0.7, schedule="gradual", epochs=4)
     small = mm.quantize(pruned, splits, seed=0, bits=3, epochs=1)
     for subject in (trained, pruned, small):
         losses_found = subject.evaluate(splits.validation).loss
@@ -327,11 +327,14 @@ def test_the_best_of_a_training_is_the_best_on_validation(splits):
         assert subject.best().predict(splits.test.x).shape == splits.test.y.shape
 
 
+@pytest.mark.filterwarnings("ignore:prune. no kept weight")
 def test_the_best_of_pruned_members_is_the_best_of_what_they_are_now(splits):
     """What they were before the last masks is in the history, and gone."""
     optimizer = mm.optimizers.adam(0.05)
     trained = mm.gradient_descent(NETWORK, splits, seed=0, epochs=8, population=4, optimizer=optimizer)
-    pruned = mm.prune(trained, splits, seed=0, sparsity=0.9, gradual=True, epochs=2, optimizer=mm.optimizers.sgd(0.0))
+    pruned = mm.prune(
+        trained, splits, seed=0, sparsity=0.9, schedule="gradual", epochs=2, optimizer=mm.optimizers.sgd(0.0)
+    )
     kept = pruned.evaluate(splits.validation).loss
     assert pruned.history["validation_loss"].min(axis=0).argmin() != kept.argmin()
     assert pruned.best().evaluate(splits.validation).loss == pytest.approx(kept.min(), rel=1e-5)

@@ -81,7 +81,7 @@ def test_training_reports_every_epoch(algorithm, population, models, splits):
 
 def test_gradual_pruning_reports_every_epoch(models, splits):
     seen = []
-    watched("prune", models[None], splits, seen.append, gradual=True)
+    watched("prune", models[None], splits, seen.append, schedule="gradual")
     assert [(progress.done, progress.total) for progress in seen] == [(i, 4) for i in (1, 2, 3, 4)]
 
 

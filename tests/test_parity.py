@@ -7,8 +7,8 @@ import pytest
 
 import minimodel as mm
 from minimodel import losses, optimizers, qarray, random, tree
-from minimodel.compress import scores
-from minimodel.compress.pruning import keep_largest
+from minimodel.compress.masks import Choice, choose
+from minimodel.compress.patterns import unstructured
 from minimodel.problem import to_backend
 
 NETWORK = mm.Network((4, 6, 3))
@@ -67,11 +67,21 @@ def test_draws_are_the_same_bits(seed, backend):
     assert_exact((backend.to_numpy(random.split(backend.asarray(key), 3)),), (random.split(key, 3),))
 
 
+def chosen(scores, removed, backend):
+    """The masks that remove so many: of all weights, or of each layer."""
+    pooled = len(removed) == 1
+    sizes = [score.shape[-2] * score.shape[-1] for score in scores]
+    groups = [sum(sizes)] if pooled else sizes
+    kept = tuple(np.asarray(size - n, np.int32) for size, n in zip(groups, removed, strict=True))
+    run = backend.jit(choose, static=("choice",))
+    return run(scores, None, kept, choice=Choice(backend, unstructured(), pooled, (0,) * len(sizes)))
+
+
 @pytest.mark.parametrize("removed", [[0], [17], [42], [13, 5], [24, 0]], ids=str)
 def test_equal_weights_give_equal_masks(removed, backend, population, numpy_backend):
     params = trained(population).params
     masks = [
-        each.to_numpy(keep_largest(scores.magnitude(to_backend(each, params)), removed, each))
+        each.to_numpy(chosen(to_backend(each, tuple(np.abs(layer.weight) for layer in params)), removed, each))
         for each in (backend, numpy_backend)
     ]
     assert_exact(*masks)
@@ -79,9 +89,7 @@ def test_equal_weights_give_equal_masks(removed, backend, population, numpy_back
     assert sum(int((~mask).sum()) for mask in masks[0]) == members * sum(removed)
 
 
-@pytest.mark.parametrize(
-    "options", [{"sparsity": 0.5}, {"count": [9, 6], "scope": "layer"}, {"threshold": 0.3}], ids=str
-)
+@pytest.mark.parametrize("options", [{"sparsity": 0.5}, {"allocation": [0.4, 0.3]}, {"threshold": 0.3}], ids=str)
 def test_prune_chooses_the_same_weights(options, backend, population, splits):
     ours, theirs = (
         mm.prune(trained(population), splits, seed=0, backend=each, epochs=0, **options) for each in (backend, "numpy")
@@ -262,7 +270,7 @@ def test_recorded_sums_change_no_more_than_the_rounding(name, population, splits
     "compress",
     [
         lambda model, data, **options: mm.prune(model, data, sparsity=0.5, **options),
-        lambda model, data, **options: mm.prune(model, data, sparsity=0.7, gradual=True, **options),
+        lambda model, data, **options: mm.prune(model, data, sparsity=0.7, schedule="gradual", **options),
         lambda model, data, **options: mm.quantize(model, data, bits=3, **options),
     ],
     ids=["prune", "gradual", "quantize"],

@@ -15,6 +15,7 @@ from minimodel.search.options import Training, check_training
 from minimodel.search.programs import Through
 from minimodel.search.training import finished, fit
 from minimodel.streams import Stream
+from minimodel.teacher import Teacher
 
 
 def quantize(
@@ -29,6 +30,7 @@ def quantize(
     backend: str | Backend = "numpy",
     sample_weight: Any = None,
     class_weight: Any = None,
+    teacher: Teacher | None = None,
     **training: Unpack[Training],
 ) -> Model:
     """Turn the weights into integers of 2 to 8 bits and retrain them through the rounding; biases stay float32.
@@ -39,6 +41,7 @@ def quantize(
     symmetric     z = 0 and q from −(2ᵇ⁻¹ − 1); otherwise z is the integer that stands for 0, and q from −2ᵇ⁻¹
     per_channel   one scale for each output, otherwise one for the whole weight
     clip          let the scale leave out the largest weights where that lowers Σ(w − ŵ)²
+    teacher       learn from a model's outputs as well as from the targets
     training      through the rounding, as in ``gradient_descent``, by default 5 epochs of ``adam(cosine(1e-4))``;
                   epochs=0 only rounds
 
@@ -48,7 +51,7 @@ def quantize(
     check_training(training)
     backend = load(backend)
     weights = {"sample_weight": sample_weight, "class_weight": class_weight}
-    problem = prepare(model.network, data, model.loss, backend, fitted=model, **weights)
+    problem = prepare(model.network, data, model.loss, backend, fitted=model, teacher=teacher, **weights)
     training.setdefault("epochs", 5)
     training["optimizer"] = training.get("optimizer") or optimizers.adam(schedules.cosine(1e-4))
     quantizers = tuple(

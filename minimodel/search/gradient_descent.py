@@ -14,6 +14,7 @@ from minimodel.problem import Masks, check_masks, check_params, prepare, run_key
 from minimodel.search.options import Training, check_training
 from minimodel.search.training import finished, fit
 from minimodel.streams import Stream
+from minimodel.teacher import Teacher
 
 
 def gradient_descent(
@@ -28,6 +29,7 @@ def gradient_descent(
     population: int | None = None,
     sample_weight: Any = None,
     class_weight: Any = None,
+    teacher: Teacher | None = None,
     resume: Model | None = None,
     **training: Unpack[Training],
 ) -> Model:
@@ -44,6 +46,7 @@ def gradient_descent(
                      input_dropout, label_smoothing, patience and min_delta may be arrays of P
     sample_weight    one for each training row; class_weight: one for each class, a dict, or "balanced". J becomes the
                      weighted mean over the training rows; the validation loss is not weighted
+    teacher          learn from a model's outputs as well as from the targets
     resume           a model that this function returned: go on from its last epoch, up to ``epochs`` in all; the data,
                      seed and optimizer should be the same, and the schedule one that does not depend on ``epochs``
     optimizer        by default ``adam(cosine(1e-3))``
@@ -61,7 +64,7 @@ def gradient_descent(
     backend = load(backend)
     keys = run_keys(seed, population)
     weights = {"sample_weight": sample_weight, "class_weight": class_weight}
-    problem = prepare(network, data, loss, backend, fitted=data, **weights)
+    problem = prepare(network, data, loss, backend, fitted=data, teacher=teacher, **weights)
     if resume is not None and params is not None:
         raise ValueError("params: resume goes on from its own parameters; give one of the two")
     if params is not None:

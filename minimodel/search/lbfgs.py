@@ -53,6 +53,7 @@ class LBFGS:
 
     memory: int = 10
     full_batch = True
+    elementwise = True
 
     def init(self, params: Params) -> Search:
         xp = tree.namespace(params)

@@ -14,7 +14,7 @@ import numpy as np
 from minimodel.search import parts, schedules
 from minimodel.search.lbfgs import LBFGS
 from minimodel.search.parts import Part
-from minimodel.search.rules import Averaged, Chain, Rule, SharpnessAware
+from minimodel.search.rules import Averaged, Chain, Rule, SharpnessAware, Tracked
 from minimodel.tree import Tree
 
 
@@ -33,6 +33,7 @@ class Options(TypedDict, total=False):
     decoupled       decay after the optimizer's own parts, θ ← θ − ηλθ, instead of λθ added to the gradient
     decay_biases    decay biases like weights, as torch and Optax do unless told otherwise
     l1              λ of L1: λ sign W is added to the gradient
+    group_l1        λ of the group lasso, whose groups are the weights that an input or a neuron feeds
     clip_value      every entry of the gradient is cut to ±clip_value
     clip_norm       the gradient of a network is scaled down to at most this length
     average         β of an exponential moving average of the parameters, which is what is validated and returned
@@ -43,6 +44,7 @@ class Options(TypedDict, total=False):
     decoupled: bool
     decay_biases: bool
     l1: Any
+    group_l1: Any
     clip_value: Any
     clip_norm: Any
     average: Any
@@ -59,11 +61,11 @@ class Range(NamedTuple):
 
 POSITIVE, AT_LEAST_0, BELOW_1 = Range(0, np.inf, "low"), Range(0, np.inf), Range(0, 1, "high")
 RANGES = {
-    "weight_decay": AT_LEAST_0, "l1": AT_LEAST_0, "clip_value": POSITIVE, "clip_norm": POSITIVE,
+    "weight_decay": AT_LEAST_0, "l1": AT_LEAST_0, "group_l1": AT_LEAST_0, "clip_value": POSITIVE, "clip_norm": POSITIVE,
     "average": BELOW_1, "sharpness": AT_LEAST_0, "momentum": BELOW_1, "b1": BELOW_1, "b2": BELOW_1,
     "decay": BELOW_1, "eps": POSITIVE, "eps_root": AT_LEAST_0, "initial": AT_LEAST_0, "momentum_decay": AT_LEAST_0,
 }  # fmt: skip
-OPTIONAL = {"weight_decay", "l1", "clip_value", "clip_norm", "average", "sharpness", "eps_root", "initial"}
+OPTIONAL = {"weight_decay", "l1", "group_l1", "clip_value", "clip_norm", "average", "sharpness", "eps_root", "initial"}
 
 
 def number(name: str, value: Any) -> Any:
@@ -94,6 +96,7 @@ def compose(learning_rate: Any, *own: tuple[Part, Any], **options: Unpack[Option
         (parts.ClipValue(), given.get("clip_value")),
         (parts.ClipNorm(), given.get("clip_norm")),
         (parts.Lasso(), given.get("l1")),
+        (parts.GroupLasso(), given.get("group_l1")),
         *([] if decoupled else [decay]),
         *own,
         *([decay] if decoupled else []),
@@ -252,6 +255,13 @@ def lbfgs(learning_rate: Any = 1.0, *, memory: int = 10, weight_decay: Any = Non
         raise ValueError(f"memory: expected an integer of at least 1, got {memory!r}")
     numbers = () if weight_decay is None else (number("weight_decay", weight_decay),)
     return Optimizer(LBFGS(int(memory)), numbers, schedules.get(learning_rate))
+
+
+def tracked(optimizer: Optimizer) -> Optimizer:
+    """The optimizer with −Σ θ∘∂J/∂θ over its steps in its state: what movement pruning goes by."""
+    if not isinstance(optimizer, Optimizer) or isinstance(optimizer.rule, LBFGS):
+        raise ValueError("optimizer: movement is that of single steps on mini-batches; take another than lbfgs")
+    return optimizer._replace(rule=Tracked(optimizer.rule))
 
 
 def _moments(b1: Any, b2: Any, eps: Any, eps_root: Any) -> parts.MomentsNumbers:

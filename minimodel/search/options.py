@@ -13,6 +13,8 @@ from minimodel.search.lbfgs import TRIALS
 from minimodel.search.optimizers import Optimizer
 from minimodel.search.programs import Noise
 
+DEFAULT = optimizers.adam(schedules.cosine(1e-3))
+
 
 class Training(TypedDict, total=False):
     """What every algorithm that trains takes as keywords; ``gradient_descent`` explains it."""
@@ -61,7 +63,7 @@ def check_options(
     callback: Callback | None = None,
 ) -> Options:
     """The options, if they fit the problem and a population of these members."""
-    optimizer = check_optimizer(optimizer or optimizers.adam(schedules.cosine(1e-3)), members)
+    optimizer = check_optimizer(optimizer or DEFAULT, members)
     epochs, batch_size = check_count("epochs", epochs, 0), check_count("batch_size", batch_size, 1)
     patience = check_numbers("patience", patience, members, low=1)
     if patience is not None and patience.dtype.kind not in "iu":
@@ -69,6 +71,8 @@ def check_options(
     min_delta = check_numbers("min_delta", 0.0 if min_delta is None else min_delta, members)
     if callback is not None and not callable(callback):
         raise TypeError(f"callback: expected a function of Progress, got {callback!r}")
+    if label_smoothing is not None and problem.objective is not problem.loss:
+        raise ValueError("label_smoothing: a teacher smooths the labels already; give one of the two")
     noise = check_noise(problem.loss, members, input_dropout, dropout, label_smoothing)
     batch_size = min(batch_size, problem.rows)
     if optimizer.rule.full_batch:

@@ -14,14 +14,21 @@ from minimodel.tree import Array, Tree, align
 
 
 class Part(Protocol):
-    """What ``rules.Chain`` is made of."""
+    """What ``rules.Chain`` is made of; one that is not ``elementwise`` needs the weights in their shapes."""
+
+    @property
+    def elementwise(self) -> bool: ...
 
     def init(self, params: Params) -> Tree: ...
 
     def update(self, numbers: Any, d: Params, state: Tree, params: Params) -> tuple[Params, Tree]: ...
 
 
-class _Stateless:
+class _Elementwise:
+    elementwise = True
+
+
+class _Stateless(_Elementwise):
     def init(self, params: Params) -> None:
         return None
 
@@ -59,6 +66,25 @@ class Lasso(_Stateless):
 
 
 @dataclass(frozen=True)
+class GroupLasso(_Stateless):
+    """d ← d + λ√n·w/‖w‖ for the n weights w that an input or a neuron feeds: the gradient of λ Σ √n‖w‖, 0 at w = 0.
+
+    Whole inputs and neurons fade. Scardapane et al., Group sparse regularization for deep neural networks (2017).
+    """
+
+    elementwise = False
+
+    def update(self, amount: Array, d: Params, state: None, params: Params) -> tuple[Params, None]:
+        xp = tree.space(d)
+
+        def pull(w: Array) -> Array:
+            length = nonzero(xp.sqrt(xp.sum(w * w, axis=-1, keepdims=True)))
+            return align(amount, w) * (w.shape[-1] ** 0.5) * w / length
+
+        return tuple(Layer(own.weight + pull(p.weight), own.bias) for own, p in zip(d, params, strict=True)), None
+
+
+@dataclass(frozen=True)
 class Decay(_Stateless):
     """d ← d + λW: before the moments the gradient of ½λ‖W‖², after them decoupled decay."""
 
@@ -74,7 +100,7 @@ class Decay(_Stateless):
 
 
 @dataclass(frozen=True)
-class Velocity:
+class Velocity(_Elementwise):
     """v ← μv + d, d ← v; with ``nesterov`` d ← d + μv."""
 
     nesterov: bool = False
@@ -109,7 +135,7 @@ class SquaresState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Squares:
+class Squares(_Elementwise):
     """s ← s + d² (Adagrad) or, with a decay ρ, s ← ρs + (1 − ρ)d² (RMSprop); d ← d/(√s + ε) or d/√(s + ε).
 
     ``centered`` takes the variance, s − m² with m ← ρm + (1 − ρ)d, in place of s.
@@ -158,7 +184,7 @@ class MomentsState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Moments:
+class Moments(_Elementwise):
     """m ← β₁m + (1 − β₁)d, s ← β₂s + (1 − β₂)d², d ← m̂/(√(ŝ + ε_root) + ε), m̂ = m/(1 − β₁ᵗ), ŝ = s/(1 − β₂ᵗ).
 
     nesterov    m̂ ← β₁m/(1 − β₁ᵗ⁺¹) + (1 − β₁)d/(1 − β₁ᵗ)
@@ -221,7 +247,7 @@ class NAdamState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ScheduledNesterov:
+class ScheduledNesterov(_Elementwise):
     """NAdam with the momentum μ_t = β₁(1 − ½·0.96^(tψ)) of its paper, as torch has it:
 
     d ← (μ_{t+1}m/(1 − Πμ_{i≤t+1}) + (1 − μ_t)d/(1 − Πμ_{i≤t})) / (√ŝ + ε)
@@ -252,7 +278,7 @@ class LionNumbers(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Sign:
+class Sign(_Elementwise):
     """d ← sign(β₁m + (1 − β₁)d), m ← β₂m + (1 − β₂)d"""
 
     def init(self, params: Params) -> Params:

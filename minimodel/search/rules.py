@@ -11,17 +11,24 @@ from typing import Any, NamedTuple, Protocol
 
 from minimodel import tree
 from minimodel.network import Params
-from minimodel.search.parts import Part, next_step, nonzero, norm, zero
+from minimodel.search.parts import Part, next_step, nonzero, norm, zero, zeros
 from minimodel.tree import Array, Tree, align
 
 Evaluate = Callable[[Params], tuple[Array, Params]]
 
 
 class Rule(Protocol):
-    """What ``gradient_descent`` drives; a rule with ``full_batch`` is shown all rows in every step."""
+    """What ``gradient_descent`` drives.
+
+    full_batch    it is shown all rows in every step
+    elementwise   it does not look at the shapes of the weights, which may then be one flat array
+    """
 
     @property
     def full_batch(self) -> bool: ...
+
+    @property
+    def elementwise(self) -> bool: ...
 
     def init(self, params: Params) -> Tree: ...
 
@@ -38,6 +45,10 @@ class Chain:
 
     parts: tuple[Part, ...]
     full_batch = False
+
+    @property
+    def elementwise(self) -> bool:
+        return all(part.elementwise for part in self.parts)
 
     def init(self, params: Params) -> Tree:
         return tuple(part.init(params) for part in self.parts)
@@ -74,6 +85,10 @@ class SharpnessAware:
     chain: Chain
     full_batch = False
 
+    @property
+    def elementwise(self) -> bool:
+        return self.chain.elementwise
+
     def init(self, params: Params) -> Tree:
         return self.chain.init(params)
 
@@ -108,6 +123,10 @@ class Averaged:
     rule: Chain | SharpnessAware
     full_batch = False
 
+    @property
+    def elementwise(self) -> bool:
+        return self.rule.elementwise
+
     def init(self, params: Params) -> Average:
         copies = tree.map(lambda p: tree.namespace(p).asarray(p, copy=True), params)
         return Average(zero(params), copies, self.rule.init(params))
@@ -128,3 +147,49 @@ class Averaged:
 
     def read(self, params: Params, state: Average) -> Params:
         return state.mean
+
+
+class Movement(NamedTuple):
+    """State of ``Tracked``."""
+
+    total: Params
+    inner: Tree
+
+
+@dataclass(frozen=True)
+class Tracked:
+    """Another rule, with −Σ θ∘∂J/∂θ over the steps in its state."""
+
+    rule: Rule
+    full_batch = False
+
+    @property
+    def elementwise(self) -> bool:
+        return self.rule.elementwise
+
+    def init(self, params: Params) -> Movement:
+        return Movement(zeros(params), self.rule.init(params))
+
+    def update(
+        self, numbers: Any, rate: Array, evaluate: Evaluate, state: Movement, params: Params
+    ) -> tuple[Array, Params, Movement]:
+        total = state.total
+
+        def watched(at: Params) -> tuple[Array, Params]:
+            nonlocal total
+            loss, g = evaluate(at)
+            if at is params:  # not where a sharpness-aware rule looks as well
+                total = tree.map(subtract_product, total, at, g)
+            return loss, g
+
+        loss, params, inner = self.rule.update(numbers, rate, watched, state.inner, params)
+        return loss, params, Movement(total, inner)
+
+    def read(self, params: Params, state: Movement) -> Params:
+        return self.rule.read(params, state.inner)
+
+
+def subtract_product(total: Array, p: Array, g: Array) -> Array:
+    """total ← total − p∘g"""
+    total -= p * g
+    return total

@@ -35,6 +35,9 @@ from minimodel.tree import Tree
 INIT, ORDER, NOISE = 0, 1, 2  # what the run's key is folded with: initial parameters, order of the rows, dropout
 
 
+Remask = Callable[[int, Masks | None, Params, Tree], tuple[Masks, Params | None] | None]
+
+
 class Fit(NamedTuple):
     """What ``fit`` returns, on the host."""
 
@@ -51,7 +54,7 @@ def fit(
     keys: np.ndarray,
     params: Params | None,
     masks: Masks | None = None,
-    remask: Callable[[int, Params], Masks | None] | None = None,
+    remask: Remask | None = None,
     through: Through = DIRECT,
     values: Tree = None,
     resume: Model | None = None,
@@ -59,8 +62,9 @@ def fit(
 ) -> Fit:
     """Train from ``params`` or, without, from ``network.init``; or go on from where ``resume`` stopped.
 
-    ``remask(epoch, params)`` may give new masks before an epoch: they are enforced at once on the parameters and on
-    the optimizer's state, and the best is sought anew among the models that obey them.
+    ``remask(epoch, masks, params, opt_state)`` may give new masks before an epoch: they are enforced at once on the
+    parameters and on the optimizer's state, and the best is sought anew among the models that obey them. With the
+    masks it may give parameters to go on from, with a new optimizer's state.
     """
     members, backend = keys.shape[:-1], problem.backend
     options, purposes = check_options(problem, members, **training), random.fold_in(keys, np.arange(3))
@@ -79,9 +83,12 @@ def fit(
         new = None
         if remask:
             state, at = loop.alive(state)
-            new = remask(done, leave(loop.static, at))
+            new = remask(done, masks, leave(loop.static, at), leave(loop.static, state.opt_state))
         if new is not None:
-            masks, given, since = new, given._replace(masks=masks_on(loop.static, new)), done + 1
+            (masks, moved), since = new, done + 1
+            given = given._replace(masks=masks_on(loop.static, masks))
+            if moved is not None:
+                state, at = state._replace(opt_state=None), enter(loop.static, to_backend(backend, moved))
             state = loop.restart(state, at, given)
         elif options.patience is not None and since <= log.done:
             going = improving(log.validation[since:], options.patience, options.min_delta)
@@ -110,9 +117,9 @@ class Loop(NamedTuple):
     def of(cls, problem: Problem, options: Options, purposes: np.ndarray, through: Through) -> "Loop":
         """For the keys of all purposes, (*population, 3, 2)."""
         members, network, backend = purposes.shape[:-2], problem.network, problem.backend
-        packed = network.parameters * prod(members) <= backend.packs
         rule, size = options.optimizer.rule, options.batch_size
-        static = Static(backend, network, problem.loss, rule, through, size, packed)
+        packed = rule.elementwise and network.parameters * prod(members) <= backend.packs
+        static = Static(backend, network, problem.objective, rule, through, size, packed)
         noisy = options.noise.inputs is not None or options.noise.hidden is not None
         uses = (ORDER, NOISE) if noisy else (ORDER,)
         draws = Draws(*(random.fold_in(purposes[..., use, :], np.arange(options.epochs)) for use in uses))

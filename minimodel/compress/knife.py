@@ -1,0 +1,116 @@
+"""The knife of ``prune``: the masks before an epoch, from the scores of that moment."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from minimodel import random, tree
+from minimodel.backends import Backend
+from minimodel.compress import masks as make
+from minimodel.compress import scores
+from minimodel.compress.masks import Choice
+from minimodel.compress.patterns import Pattern
+from minimodel.compress.pruning_schedules import PruningSchedule
+from minimodel.compress.scores import Asked, Score
+from minimodel.compress.surgeon import corrected
+from minimodel.compress.target import Target
+from minimodel.gradients import forward
+from minimodel.network import Network, Params
+from minimodel.problem import Masks, Problem, Rows, masked
+from minimodel.tree import Array
+
+ROWS = 4096  # the most training rows that a score looks at
+
+
+class Cut(NamedTuple):
+    """Masks, and parameters to go on from where they are not those that were."""
+
+    masks: Masks
+    params: Params | None
+
+
+class Knife(NamedTuple):
+    """All that decides what goes."""
+
+    problem: Problem
+    schedule: PruningSchedule
+    score: Score
+    pattern: Pattern
+    target: Target
+    rows: Rows
+    key: np.ndarray
+    epochs: int
+    rewind: Params | None
+    correct: bool
+
+    def cut(self, epoch: int, old: Masks | None, params: Params, moved: Params | None) -> Cut | None:
+        """The cut before this epoch, from parameters on the backend; None where there is none."""
+        backend = self.problem.backend
+        masks = old and on_backend(old, params, backend)
+        key = random.fold_in(self.key, epoch)
+        parts = self.schedule.parts(epoch, self.epochs)
+        exchanged = self.schedule.exchanged(epoch, self.epochs)
+        for number, part in enumerate(parts):
+            found = self.scored(self.schedule.first or self.score, params, random.fold_in(key, number), moved)
+            masks = self.chosen(found, masks, part)
+            params = self.obeying(params, masks)
+        if exchanged and masks and self.schedule.grow:
+            found = self.scored(self.score, params, key, moved)
+            growth = self.scored(self.schedule.grow, params, random.fold_in(key, 0), moved)
+            run = backend.jit(make.exchange, static=("choice",))
+            masks = run(found, growth, masks, np.asarray(exchanged, np.float32), choice=self.choice)
+            params = self.obeying(params, masks)
+        if not (parts or exchanged):
+            return None
+        moved_to = backend.to_numpy(params) if self.correct else self.rewind
+        return Cut(backend.to_numpy(masks), moved_to)
+
+    @property
+    def choice(self) -> Choice:
+        """What the programs of masks are compiled for."""
+        return Choice(self.problem.backend, self.pattern, self.target.pooled, self.target.spared)
+
+    def scored(self, score: Score, params: Params, key: np.ndarray, moved: Params | None) -> tuple[Array, ...]:
+        """The scores of all weights."""
+        problem = self.problem
+        asked = Asked(score, problem.network, problem.objective, problem.backend)
+        total = moved and tuple(layer.weight for layer in moved)
+        return problem.backend.jit(scores.measure, static=("asked",))(params, self.rows, key, total, asked=asked)
+
+    def chosen(self, found: tuple[Array, ...], old: tuple[Array, ...] | None, part: float) -> tuple[Array, ...]:
+        """The masks at a part of the way."""
+        backend, target = self.problem.backend, self.target
+        if target.threshold is not None:
+            run = backend.jit(make.above, static=("choice",))
+            return run(found, old, np.asarray(target.threshold, np.float32), choice=self.choice)
+        kept = target.kept(lambda s: self.schedule.sparsity(s, part) if part < 1 else s)
+        return backend.jit(make.choose, static=("choice",))(found, old, kept, choice=self.choice)
+
+    def obeying(self, params: Params, masks: tuple[Array, ...]) -> Params:
+        """The parameters under the masks; corrected, if they are to be."""
+        network, backend = self.problem.network, self.problem.backend
+        if self.correct:
+            run = backend.jit(repaired, static=("network", "backend"))
+            return run(params, masks, self.rows.x, network=network, backend=backend)
+        return masked(params, tree.map(lambda mask: backend.xp.astype(mask, backend.xp.float32), masks))
+
+
+def repaired(params: Params, masks: tuple[Array, ...], x: Array, *, network: Network, backend: Backend) -> Params:
+    """Every layer corrected for the masks, for the inputs that it had."""
+    steps = forward(network, params, x)
+    return tuple(
+        corrected(layer, mask, step.a, backend) for layer, mask, step in zip(params, masks, steps, strict=True)
+    )
+
+
+def on_backend(masks: Masks, params: Params, backend: Backend) -> tuple[Array, ...]:
+    """The masks as arrays of bool there, as large as the weights."""
+    shapes = (layer.weight.shape for layer in params)
+    return tuple(backend.asarray(np.broadcast_to(mask, shape)) for mask, shape in zip(masks, shapes, strict=True))
+
+
+def sample(problem: Problem) -> Rows:
+    """Training rows for scores, the same for every seed; those of a stream are its first."""
+    rows = next(iter(problem.chunks(0, 1)))
+    order = random.permutation(random.key(0), rows.x.shape[0])[:ROWS]
+    return tree.map(lambda leaf: problem.backend.take(leaf, problem.backend.asarray(np.sort(order))), rows)

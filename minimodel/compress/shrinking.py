@@ -1,0 +1,75 @@
+"""A real shrink: what has no effect leaves the arrays, and the network computes the same."""
+
+import warnings
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+
+from minimodel.model import Model
+from minimodel.network import Layer
+from minimodel.problem import Masks
+from minimodel.qarray import QArray
+from minimodel.summary import live_units, ways
+from minimodel.tree import Array
+
+
+def shrink(model: Model) -> Model:
+    """The model without the inputs and hidden neurons that no chain of weights other than 0 leads through.
+
+    A neuron that nothing feeds is constant, f(b): what it gives goes into the biases it leads to. The model takes the
+    same raw data, of which ``inputs`` says what it looks at, and gives the same outputs up to rounding. Of a population
+    only what no network needs is removed. The state of the run is dropped.
+    """
+    fed, _ = ways([layer.weight != 0 for layer in model.params])
+    live = live_units(model.params)
+    layers: list[Layer] = []
+    for i, (weight, bias) in enumerate(model.params):
+        if i > 0:
+            constant = model.network.functions.value(layers[-1].bias) * (~live[i] & ~fed[i])
+            bias = bias + (constant[..., None, :] @ weight)[..., 0, :]
+        layers.append(Layer(weight, bias))
+    pairs = list(pairwise(live))
+    params = tuple(
+        Layer(_part(layer.weight, *pair), np.ascontiguousarray(layer.bias[..., pair[1]]))
+        for layer, pair in zip(layers, pairs, strict=True)
+    )
+    masks, quantized = model.masks, model.quantized
+    inputs = np.ones(model.features, bool) if model.inputs is None else model.inputs.copy()
+    inputs[inputs] = live[0]
+    fitted = model.normalization
+    return replace(
+        model,
+        network=replace(model.network, layer_sizes=tuple(int(units.sum()) for units in live)),
+        params=params,
+        inputs=None if inputs.all() else inputs,
+        normalization=fitted and type(fitted)(*(part if len(part) == 1 else part[live[0]] for part in fitted)),
+        masks=masks and tuple(_part(mask, *pair) for mask, pair in zip(masks, pairs, strict=True)),
+        quantized=quantized and tuple(_integers(q, *pair) for q, pair in zip(quantized, pairs, strict=True)),
+        state=None,
+    )
+
+
+def _part(weight: Array, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(weight[..., rows, :][..., columns])
+
+
+def _integers(q: QArray, rows: np.ndarray, columns: np.ndarray) -> QArray:
+    """The same of integers; a scale may be one for all outputs."""
+    scale, zero_point = (
+        part if part.shape[-1] == 1 and len(columns) > 1 else np.ascontiguousarray(part[..., columns])
+        for part in (q.scale, q.zero_point)
+    )
+    return QArray(_part(q.values, rows, columns), scale, zero_point)
+
+
+def warn_of_collapse(masks: Masks | None) -> None:
+    """Say so where no kept weights lead from an input to an output: the outputs are constant then."""
+    if masks is None or not any(mask.any() for mask in masks):
+        return
+    fed, used = ways(masks)
+    alive = np.all([u.any(axis=-1) for u in (fed[-1], used[0])], axis=0)
+    if not alive.all():
+        text = "prune: no kept weight lies on a way from an input to an output: the outputs are constant"
+        members = f" in members {np.flatnonzero(~alive).tolist()} of the population" if alive.ndim else ""
+        warnings.warn(f"{text}{members}. Prune less, or give a cap below 1", RuntimeWarning, stacklevel=3)
