@@ -28,21 +28,8 @@ def main() -> None:
     options = parser.parse_args()
     data = mm.datasets.load(options.data)
     network = mm.Network((data.train.x.shape[1], *map(int, options.hidden.split(",")), data.outputs))
-    schedule = mm.schedules.cosine(RECIPE["peak"], warmup=RECIPE["warmup"])
-    optimizer = mm.optimizers.nesterov(schedule, weight_decay=RECIPE["weight_decay"], sharpness=RECIPE["sharpness"])
     began = perf_counter()
-    model = mm.gradient_descent(
-        network,
-        data,
-        seed=0,
-        backend=options.backend,
-        optimizer=optimizer,
-        epochs=options.epochs,
-        batch_size=BATCH,
-        population=options.seeds,
-        input_dropout=RECIPE["input_dropout"],
-        callback=lambda p: print(f"epoch {p.done:.0f} of {p.total}: {p.validation_loss.round(4)}", flush=True),
-    )
+    model = train(network, data, options.backend, options.epochs, options.seeds)
     seconds = perf_counter() - began
     errors = {
         name: 100 * (1 - model.evaluate(part).accuracy)
@@ -64,6 +51,28 @@ def main() -> None:
         },
         options.out,
     )
+
+
+def train(network: mm.Network, data: mm.Splits, backend: str, epochs: int, seeds: int) -> mm.Model:
+    """The population by the recipe."""
+    schedule = mm.schedules.cosine(RECIPE["peak"], warmup=RECIPE["warmup"])
+    return mm.gradient_descent(
+        network,
+        data,
+        seed=0,
+        backend=backend,
+        optimizer=mm.optimizers.nesterov(schedule, weight_decay=RECIPE["weight_decay"], sharpness=RECIPE["sharpness"]),
+        epochs=epochs,
+        batch_size=BATCH,
+        population=seeds,
+        input_dropout=RECIPE["input_dropout"],
+        callback=show,
+    )
+
+
+def show(progress: mm.observe.Progress) -> None:
+    """A line for each epoch."""
+    print(f"epoch {progress.done:.0f} of {progress.total}: {progress.validation_loss.round(4)}", flush=True)
 
 
 if __name__ == "__main__":

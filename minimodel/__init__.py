@@ -19,6 +19,7 @@ from minimodel.search.gradient_descent import gradient_descent
 from minimodel.search.random_search import error_rate, random_search
 from minimodel.streams import Stream, stream_batches, stream_files
 from minimodel.teacher import Teacher
+from minimodel.trade_offs import trade_off
 
 __all__ = [
     "Dataset",
@@ -64,6 +65,7 @@ __all__ = [
     "stream_batches",
     "stream_files",
     "successive_halving",
+    "trade_off",
     "value_and_grad",
     "vjp",
 ]

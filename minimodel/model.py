@@ -1,6 +1,6 @@
 """Model: what every algorithm returns, and all that is needed to use a network elsewhere."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -127,7 +127,7 @@ class Model:
             self, params=pick(self.params), masks=masks, quantized=pick(self.quantized), history=history, state=None
         )
 
-    def members(self, indices: Sequence[int]) -> "Model":
+    def members(self, indices: Iterable[int]) -> "Model":
         """A population of the networks of these numbers, each as often as it is named; of one network, its copies."""
         several = [self if self.population is None else self.member(int(i)) for i in indices]
         if not several:

@@ -63,7 +63,7 @@ def run(
     on_progress   called with a stage's name; what it returns is that stage's callback
     """
     levels(bits, True)  # refuse what a late stage would refuse, before any work
-    find_target({"sparsity": sparsity}, "global", patterns.unstructured(), 1.0, network, ())
+    find_target({"sparsity": sparsity}, "global", patterns.get("unstructured"), 1.0, network, ())
     usual, batch_size = budget(len(data.train.x))
     epochs = usual if epochs is None else check_count("epochs", epochs, 0)
     common: dict[str, Any] = {"seed": seed, "backend": backend}

@@ -19,6 +19,7 @@ from minimodel import __version__, observe
 from minimodel.backends import Backend
 from minimodel.observe import Callback, plain
 from minimodel.pipeline import Stage
+from minimodel.trade_offs import Point
 
 
 def environment(backend: Backend) -> dict[str, Any]:
@@ -67,6 +68,22 @@ def show(record: dict[str, Any], stages: list[Stage]) -> None:
         )
     Console().print(table)
     click.echo(f"model   {record['files']['model']}\nrecord  {record['files']['record']}")
+
+
+def show_trade_off(record: dict[str, Any], points: list[Point]) -> None:
+    """A line for each sparsity: what is left, and the test error, mean ± standard error over the seeds."""
+    sizes = "-".join(map(str, record["network"]["layer_sizes"]))
+    table = Table(title=f"{record['data']}, {sizes}, seed {record['seed']}", title_justify="left", box=SIMPLE_HEAD)
+    for name in ("sparsity", "weights", "bytes", "multiply-adds", "test error", "± s.e."):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_row("dense", "", "", "", f"{np.mean(record['dense_error']):.4f}", "")
+    for point in points:
+        n = len(point.error)
+        spread = f"{point.error.std(ddof=1) / n**0.5:.4f}" if n > 1 else "–"
+        figures = (f"{values.mean():,.0f}" for values in (point.kept, point.bytes, point.multiply_adds))
+        table.add_row(f"{point.sparsity:g}", *figures, f"{point.error.mean():.4f}", spread)
+    Console().print(table)
+    click.echo(f"record  {record['files']['record']}")
 
 
 @contextmanager

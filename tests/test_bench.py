@@ -1,8 +1,10 @@
 """The benchmarks run, report every case and write their JSON; what they measure is not asserted."""
 
 import json
+import struct
 import sys
 
+import numpy as np
 import pytest
 
 import minimodel as mm
@@ -15,7 +17,9 @@ from minimodel.bench import (
     gradient_free,
     mnist,
     pipeline,
+    pruning,
     search,
+    sparse,
     streaming,
 )
 
@@ -114,3 +118,39 @@ def test_gradient_free(monkeypatch, tmp_path, capsys):
     assert [run["seed"] for run in runs] == [0, 1]
     assert [point["evaluations"] for point in runs[0]["points"]][-1] == 320
     assert picture.stat().st_size > 1_000 and "±" in capsys.readouterr().out
+
+
+def write_idx(folder):
+    """A small problem in MNIST's files."""
+    rng = np.random.default_rng(0)
+    for stem, rows in (("train", 120), ("t10k", 30)):
+        y = (np.arange(rows) % 3).astype(np.uint8)
+        x = (rng.integers(0, 60, size=(rows, 3, 3)) + 60 * y[:, None, None]).astype(np.uint8)
+        (folder / f"{stem}-images-idx3-ubyte").write_bytes(struct.pack(">BBBB3I", 0, 0, 8, 3, *x.shape) + x.tobytes())
+        (folder / f"{stem}-labels-idx1-ubyte").write_bytes(struct.pack(">BBBBI", 0, 0, 8, 1, rows) + y.tobytes())
+    return str(folder)
+
+
+@pytest.mark.filterwarnings("ignore:prune. no kept weight")
+def test_pruning(monkeypatch, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    plot, saved = tmp_path / "found.png", tmp_path / "found.safetensors"
+    short = ("--hidden", "12", "--epochs", "2", "--dense-epochs", "1", "--seeds", "2", "--backend", "numpy")
+    found = run(pruning, monkeypatch, tmp_path, write_idx(tmp_path), *short, "--plot", str(plot), "--save", str(saved))
+    weights = 9 * 12 + 12 * 3
+    kept = [point["kept"] for point in found["points"]]
+    assert kept == [[weights - round((1 - part) * weights)] * 2 for part in pruning.KEPT]
+    assert mm.load(saved).population == 2
+    assert plot.stat().st_size > 10_000
+    assert "published" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore:prune. no kept weight")
+def test_sparse(monkeypatch, tmp_path):
+    monkeypatch.setattr(sparse, "LARGE", mm.Network((784, 8, 10)))
+    monkeypatch.setattr(sparse, "ROWS", 640)
+    monkeypatch.setattr(sparse, "SIZES", ((20, 30), (30, 10)))
+    found = run(sparse, monkeypatch, tmp_path)
+    assert {"numpy"} <= set(found["a step with masks"]) == set(found["a global mask over 10 M weights"])
+    for rows in ("256", "1"):
+        assert len(found["answers at 1.8 % of the weights"][rows]["choices"]) == 2

@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from minimodel import cli, pipeline, terminal
 from minimodel.observe import Progress
 
 STAGES = ["random_search", "gradient_descent", "prune", "quantize"]
-FAST = ["--epochs", "2", "--hidden", "8"]
+FAST = ["--epochs", "2", "--hidden", "8", "--sparsity", "0.5"]  # at 0.9 so small a network falls apart
 
 
 @pytest.fixture(autouse=True)
@@ -139,7 +140,7 @@ def test_run_on_digits(folder):
         assert stage["loss"] == pytest.approx(float(evaluated.loss), rel=1e-5)
     small = mm.load(out / "model.safetensors")
     assert small.bits == 4
-    assert sum(int((~mask).sum()) for mask in small.masks) == round(0.9 * (64 * 8 + 8 * 10))
+    assert sum(int((~mask).sum()) for mask in small.masks) == round(0.5 * (64 * 8 + 8 * 10))
 
 
 def test_run_in_a_table(folder):
@@ -527,3 +528,87 @@ def test_a_run_that_diverges_leaves_what_it_had(tmp_path, monkeypatch, capsys):
         assert str(tmp_path / f"{name}.safetensors") in line
         assert np.isfinite(mm.load(tmp_path / f"{name}.safetensors").params[0].weight).all()
     assert not (tmp_path / "run.json").exists()
+
+
+# prune, summary
+
+
+@pytest.fixture
+def trained(folder):
+    """A model file, and the data it was trained on."""
+    data = mm.datasets.load("digits", seed=4)
+    model = mm.gradient_descent(mm.Network((64, 16, 10)), data, seed=0, epochs=3)
+    model.save("dense.safetensors")
+    return model, data
+
+
+def pruned(capsys, *arguments):
+    code, stdout, stderr = in_process(capsys, "prune", "dense.safetensors", "digits", "--epochs", "2", *arguments)
+    assert (code, stderr) == (0, "")
+    return stdout
+
+
+def test_prune_reports_every_sparsity(trained, capsys):
+    """The record, the files and the model agree; the split is the one that the model was trained on."""
+    model, data = trained
+    weights = 64 * 16 + 16 * 10
+    record = json.loads(pruned(capsys, "--sparsity", "0.5,0.9", "--seeds", "2", "--teach", "0.5", "--json"))
+    assert record == json.loads(Path("pruned/prune.json").read_text(encoding="utf-8"))
+    assert record["dense_error"] == [pytest.approx(1 - model.evaluate(data.test).accuracy)]
+    assert [point["sparsity"] for point in record["points"]] == [0.5, 0.9]
+    for point in record["points"]:
+        assert point["kept"] == [weights - round(point["sparsity"] * weights)] * 2
+        small = mm.load(record["files"][f"pruned-{point['sparsity']:g}"])
+        assert small.population == 2
+        np.testing.assert_allclose(1 - small.evaluate(data.test).accuracy, point["error"])
+        np.testing.assert_allclose(1 - small.evaluate(data.validation).accuracy, point["validation_error"])
+    assert [json.loads(line)["done"] for line in Path("pruned/log.jsonl").read_text(encoding="utf-8").splitlines()] == [
+        1,
+        2,
+    ]
+
+
+def test_prune_of_one_seed_saves_a_network_to_use(trained, capsys):
+    stdout = pruned(capsys, "--sparsity", "0.9", "--pattern", "neurons", "--out", "here")
+    assert "0.9" in stdout and "test error" in stdout and "here/prune.json" in stdout
+    small = mm.load("here/pruned-0.9.safetensors")
+    assert small.population is None and small.network.layer_sizes[1] <= 2
+    code, stdout, _ = in_process(capsys, "summary", "here/pruned-0.9.safetensors")
+    assert code == 0 and "multiply-adds" in stdout
+    code, stdout, _ = in_process(capsys, "summary", "here/pruned-0.9.safetensors", "--json")
+    layers = json.loads(stdout)["layers"]
+    assert [layer["kept"] for layer in layers] == [layer.kept for layer in small.summary()]
+    code, stdout, _ = in_process(capsys, "evaluate", "here/pruned-0.9.safetensors", "digits", "--json")
+    assert (
+        code == 0 and json.loads(stdout)["accuracy"] == small.evaluate(mm.datasets.load("digits", seed=4).test).accuracy
+    )
+
+
+def test_prune_draws_the_trade_off(trained, capsys):
+    pytest.importorskip("matplotlib")
+    record = json.loads(pruned(capsys, "--sparsity", "0.5,0.8", "--plot", "--json"))
+    assert Path(record["files"]["plot"]).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "expected"),
+    [
+        (["--sparsity", "1.5"], "--sparsity: expected different numbers from 0 to 1", 2),
+        (["--sparsity", "nan"], "--sparsity: expected", 2),
+        (["--sparsity", "0.5,0.5"], "--sparsity: expected different", 2),
+        (["--sparsity", ""], "--sparsity: expected", 2),
+        (["--seeds", "0"], "seeds", 2),
+        (["--score", "importance"], "score: expected a function of Evidence or one of magnitude", 1),
+        (["--pattern", "4:2"], "n_of_m: expected 0 < n < m", 1),
+        (["--pattern", "channels"], "pattern: expected a pattern, '2:4' or one of", 1),
+        (["--allocation", "best"], "allocation: expected one of global", 1),
+        (["--schedule", "never"], "schedule: expected a schedule or one of one_shot", 1),
+        (["--cap", "0.1"], "cap: 0.1 leaves", 1),
+        (["--teach", "2"], "teacher: expected a weight from 0 to 1, got 2.0", 1),
+        (["--epochs", "0"], "schedule: any but one_shot needs", 1),
+    ],
+)
+def test_prune_refuses_what_does_not_fit(trained, folder, capsys, arguments, message, expected):
+    found = in_process(capsys, "prune", "dense.safetensors", "digits", *arguments)
+    assert_refused(*found, message, expected)
+    assert not list(folder.glob("pruned/*.safetensors"))

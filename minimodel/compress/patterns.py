@@ -43,6 +43,9 @@ class Unstructured(_Free):
         return kept
 
 
+NAMES = ("unstructured", "rows", "columns", "neurons")
+
+
 @dataclass(frozen=True)
 class NOfM:
     """At most n of every m consecutive inputs of a neuron stay: what sparse hardware multiplies fast."""
@@ -105,6 +108,18 @@ class Neurons(_Free):
                 mask = mask & kept[i - 1].mT
             found.append(mask)
         return tuple(found)
+
+
+def get(pattern: str | Pattern) -> Pattern:
+    """A pattern by its name, "2:4" for two of four, or the pattern itself."""
+    if not isinstance(pattern, str) and hasattr(pattern, "units"):
+        return pattern
+    if isinstance(pattern, str) and pattern in NAMES:
+        return globals()[pattern]()
+    n, colon, m = str(pattern).partition(":")
+    if isinstance(pattern, str) and colon and n.isdecimal() and m.isdecimal():
+        return n_of_m(int(n), int(m))
+    raise ValueError(f"pattern: expected a pattern, '2:4' or one of {', '.join(NAMES)}, got {pattern!r}")
 
 
 def unstructured() -> Pattern:

@@ -38,7 +38,7 @@ def prune(
     threshold: float | None = None,
     count: Any = None,
     score: str | Score = "magnitude",
-    pattern: Pattern | None = None,
+    pattern: str | Pattern = "unstructured",
     allocation: str | Sequence[float] = "global",
     schedule: str | PruningSchedule = "one_shot",
     cap: float = 1.0,
@@ -61,8 +61,8 @@ def prune(
     among those to remove. One that is quantized becomes a float model again.
 
     score        a name from ``scores`` or a function of ``scores.Evidence``; it looks at up to 4,096 training rows
-    pattern      what goes together, and is counted: ``patterns.unstructured()``, n_of_m(2, 4), rows(), columns(),
-                 neurons(). n_of_m settles the sparsity by itself
+    pattern      what goes together, and is counted: "unstructured", "2:4" (any n of m, which settles the sparsity by
+                 itself), "rows", "columns", "neurons", or a pattern of your own
     allocation   "global": the lowest of all layers together; "uniform"; "erdos_renyi"; or a sparsity for each layer
     schedule     "one_shot", "periodic", "gradual", "regrow", or one made by ``pruning_schedules``
     cap          the largest part of its units that a layer may lose: below 1 no layer collapses
@@ -77,10 +77,9 @@ def prune(
     """
     check_training(training)
     backend, keys = load(backend), run_keys(seed, model.population)
-    score, schedule = scores.get(score), pruning_schedules.get(schedule)
+    score, pattern, schedule = scores.get(score), patterns.get(pattern), pruning_schedules.get(schedule)
     epochs = check_count("epochs", training.setdefault("epochs", 10), 0)
     goals = {"sparsity": sparsity, "threshold": threshold, "count": count}
-    pattern = patterns.unstructured() if pattern is None else pattern
     target = find_target(goals, allocation, pattern, cap, model.network, keys.shape[:-1])
     if not isinstance(schedule, OneShot) and (threshold is not None or epochs < 1):
         raise ValueError("schedule: any but one_shot needs a sparsity or a count, and at least 1 epoch")

@@ -40,8 +40,6 @@ def find_target(
     members: tuple[int, ...],
 ) -> Target:
     """The target of a sparsity, a threshold, a count, or of the sparsities of an allocation; checked."""
-    if not hasattr(pattern, "units"):
-        raise TypeError(f"pattern: expected one made by minimodel.patterns, n_of_m(2, 4) say, got {pattern!r}")
     units = pattern.units(tuple(np.zeros(shape, np.float32) for shape in network.shapes))
     sizes = [unit.size for unit in units]
     if not sizes:
