@@ -34,13 +34,23 @@ def test_gradient_descent_in_full_runs(tmp_path, monkeypatch, capsys):
 def test_search_without_gradients_in_full_runs(capsys):
     names = {}
     exec(compile(BLOCKS[2], "README.md", "exec"), names)
-    assert len(BLOCKS) == 3
     test = names["data"].test
     assert names["found"].evaluate(test).accuracy > 0.93
     assert min(names[name].evaluate(test).accuracy for name in ("best", "winner")) > 0.88
     assert names["fewest"].evaluate(test).accuracy > 0.7
     assert names["state"].fitness < 1e-6
     assert "accuracy" in capsys.readouterr().out
+
+
+def test_pruning_in_full_runs(capsys):
+    pytest.importorskip("scipy")
+    names = {}
+    exec(compile(BLOCKS[3], "README.md", "exec"), names)
+    assert len(BLOCKS) == 4
+    test = names["data"].test
+    assert min(names[name].evaluate(test).accuracy for name in ("own", "half", "narrow", "rigl", "surgeon")) > 0.95
+    assert names["small"].evaluate(test).accuracy > 0.93
+    assert capsys.readouterr().out.splitlines()[-1].endswith("True")
 
 
 def test_every_command_and_option_the_readme_names_exists():
