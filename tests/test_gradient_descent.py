@@ -266,7 +266,7 @@ def test_new_masks_within_a_run_restart_the_best(splits):
         optimizer=OPTIMIZERS["adam"],
         epochs=4,
         batch_size=16,
-        remask=lambda done, params: masks if done == 3 else None,
+        remask=lambda done, *_: (masks, None) if done == 3 else None,
     )
     assert run.masks is masks
     assert run.history["validation_loss"][:4].min() < run.history["validation_loss"][4]
@@ -628,7 +628,7 @@ def test_new_masks_within_a_run_give_new_patience(splits):
         epochs=8,
         batch_size=16,
         patience=2,
-        remask=lambda done, params: masks if done == 1 else None,
+        remask=lambda done, *_: (masks, None) if done == 1 else None,
     )
     log = run.history["validation_loss"]
     assert (log[2:] > log[:2].max()).all()

@@ -300,9 +300,9 @@ def test_new_masks_begin_the_search_anew_where_it_has_got(when, population):
     """From the point it accepted last, not from the trial that comes next, whose loss may be anything."""
     ones, seen = (np.ones((4, 3), bool),), []
 
-    def remask(done, params):
+    def remask(done, masks, params, opt_state):
         seen.append(params[0].weight.shape)
-        return ones if done == when else None
+        return (ones, None) if done == when else None
 
     backend, keys = mm.backends.load("numpy", debug=True), run_keys(0, population)
     run = fit(

@@ -152,7 +152,7 @@ def test_new_masks_bring_a_diverged_member_back_to_its_best(name):
             optimizer=optimizer._replace(schedule=schedule),
             epochs=4,
             batch_size=BATCH,
-            remask=lambda done, params, when=when: ones if done == when else None,
+            remask=lambda done, *_, when=when: (ones, None) if done == when else None,
         )
         for when in (2, None)
     ]
