@@ -230,7 +230,7 @@ def record(step: Callable[..., Any], carry: Tree, x: Tree) -> Tape | None:
 
 
 def replay(tape: Tape, xs: Tree, length: int) -> tuple[Tree, Tree]:
-    """Every step; afterwards the carry is the tape's own."""
+    """Every step. The carry is copied out: the next scan of the same step writes to the tape's own."""
     ys = tree.map(lambda y: np.empty((length, *y.shape), y.dtype), tape.ys)
     calls, inputs = tape.calls, list(zip(tree.leaves(tape.x), tree.leaves(xs), strict=True))
     outputs = list(zip(tree.leaves(ys), tree.leaves(tape.ys), strict=True))
@@ -241,4 +241,4 @@ def replay(tape: Tape, xs: Tree, length: int) -> tuple[Tree, Tree]:
             call()
         for whole, part in outputs:
             whole[i] = part
-    return tape.carry, ys
+    return tree.map(np.array, tape.carry), ys

@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--dense-epochs", type=int, default=60)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--plot", type=Path, help="draw the trade-off to this file")
-    parser.add_argument("--save", type=Path, help="write the networks at 1.8 % to this model file")
+    parser.add_argument("--save", type=Path, help="write the networks, dense and at each sparsity, to this folder")
     options = parser.parse_args()
     data = mm.datasets.load(options.data)
     network = mm.Network((data.train.x.shape[1], *map(int, options.hidden.split(",")), data.outputs))
@@ -69,7 +69,9 @@ def main() -> None:
     settings = {"layer_sizes": network.layer_sizes, "batch_size": mnist.BATCH, "epochs": options.epochs, **RECIPE}
     settings |= {"dense_epochs": options.dense_epochs, "dense": mnist.RECIPE, "seeds": options.seeds}
     if options.save:
-        points[KEPT.index(0.018)].model.save(options.save)
+        kinds = {"dense": dense} | {f"{100 * kept:g}": point.model for kept, point in zip(KEPT, points, strict=True)}
+        for name, model in kinds.items():
+            model.save(options.save / f"{name}.safetensors")
     if options.plot:
         title = f"{Path(options.data).name}, {'-'.join(map(str, network.layer_sizes))}, {options.seeds} seeds"
         plots.draw_trade_off(points, np.asarray(before), weights, title, options.plot)

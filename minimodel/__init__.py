@@ -1,13 +1,15 @@
 """minimodel: search, train, prune and quantize small dense networks, by hand, on NumPy and JAX."""
 
-from minimodel import backends, datasets, losses, observe, random
+from minimodel import backends, coded, datasets, losses, observe, random
 from minimodel._version import __version__
-from minimodel.compress import patterns, pruning_schedules, scores
+from minimodel.compress import patterns, pruning_schedules, ranges, scores
 from minimodel.compress.deployment import deploy
+from minimodel.compress.integer import to_integers
 from minimodel.compress.pruning import prune
 from minimodel.compress.quantization import quantize
 from minimodel.compress.shrinking import shrink
 from minimodel.datasets import Dataset, Normalization, Splits
+from minimodel.export import to_onnx
 from minimodel.gradients import fisher_diagonal, gnvp, hvp, input_gradient, jvp, value_and_grad, vjp
 from minimodel.model import Evaluation, Model, load
 from minimodel.network import Layer, Network, Params
@@ -36,6 +38,7 @@ __all__ = [
     "Teacher",
     "__version__",
     "backends",
+    "coded",
     "datasets",
     "deploy",
     "error_rate",
@@ -58,6 +61,7 @@ __all__ = [
     "quantize",
     "random",
     "random_search",
+    "ranges",
     "schedules",
     "scores",
     "shrink",
@@ -65,6 +69,8 @@ __all__ = [
     "stream_batches",
     "stream_files",
     "successive_halving",
+    "to_integers",
+    "to_onnx",
     "trade_off",
     "value_and_grad",
     "vjp",

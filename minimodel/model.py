@@ -1,6 +1,6 @@
 """Model: what every algorithm returns, and all that is needed to use a network elsewhere."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -153,20 +153,24 @@ class Model:
 
     def outputs(self, x: Any) -> np.ndarray:
         """Scores of the classes, or predicted targets, (*population, n, out), for raw inputs (n, features)."""
+        x, parts = self._selected(x), []
+        for start in range(0, len(x), ROWS):
+            parts.append(self.network.apply(self.params, self._normalized(x[start : start + ROWS])))
+        z = np.concatenate(parts, axis=-2) if len(parts) > 1 else parts[0]
+        return self.targets.inverse(z) if self.targets else z
+
+    def prepared(self, x: Any) -> np.ndarray:
+        """What the network itself takes, float32 (n, in), of raw inputs (n, features)."""
+        return self._normalized(self._selected(x))
+
+    def _selected(self, x: Any) -> np.ndarray:
         x = datasets.check_x(x)
         if x.shape[1] != self.features:
             raise ValueError(f"x: expected (n, {self.features}), got {x.shape}")
-        z = self._outputs(x if self.inputs is None else x[:, self.inputs])
-        return self.targets.inverse(z) if self.targets else z
+        return x if self.inputs is None else x[:, self.inputs]
 
-    def _outputs(self, x: np.ndarray) -> np.ndarray:
-        """Of the features that the network takes."""
-        parts = []
-        for start in range(0, len(x), ROWS):
-            rows = x[start : start + ROWS]
-            rows = self.normalization(rows) if self.normalization else rows.astype(np.float32)
-            parts.append(self.network.apply(self.params, rows))
-        return np.concatenate(parts, axis=-2) if len(parts) > 1 else parts[0]
+    def _normalized(self, x: np.ndarray) -> np.ndarray:
+        return self.normalization(x) if self.normalization else x.astype(np.float32)
 
     def predict(self, x: Any) -> np.ndarray:
         """The predicted labels, named where the classes have names, or the predicted targets."""
@@ -179,18 +183,8 @@ class Model:
 
     def evaluate(self, data: Dataset) -> Evaluation:
         """The loss and the accuracy or R² on a data set, normalised as the training data were."""
-        x, y = check_data(self.network, self.loss, data, inputs=self.inputs)
-        z = self._outputs(datasets.check_x(x))
-        z = self.targets.inverse(z) if self.targets else z
-        loss, decided = self.loss.value(z, y), self.loss.decide(z)
-        if self.loss.labels or self.loss is losses.binary_cross_entropy:
-            hits = np.asarray(decided == (y if self.loss.labels else y > 0.5))
-            return Evaluation(loss, hits.mean(axis=-1 if self.loss.labels else (-2, -1), dtype=np.float64))
-        if (y == y[0]).all(axis=0).any():
-            return Evaluation(loss)
-        exact = y.astype(np.float64)
-        missed, spread = np.square(z - exact).sum(axis=-2), np.square(exact - exact.mean(axis=0)).sum(axis=-2)
-        return Evaluation(loss, r2=(1 - missed / spread).mean(axis=-1))
+        _, y = check_data(self.network, self.loss, data, inputs=self.inputs)
+        return evaluation(self.loss, self.outputs(data.x), y)
 
     def summary(self) -> Summary:
         """What each layer keeps, its shape after a ``shrink``, its bytes and multiply-adds; prints as a table."""
@@ -239,6 +233,19 @@ class Model:
         return zip(self.params, masks, self.quantized or nothing, strict=True)
 
 
+def evaluation(loss: Loss, z: np.ndarray, y: np.ndarray) -> Evaluation:
+    """Of outputs z (*population, n, out), in the units of the targets y."""
+    value, decided = loss.value(z, y), loss.decide(z)
+    if loss.labels or loss is losses.binary_cross_entropy:
+        hits = np.asarray(decided == (y if loss.labels else y > 0.5))
+        return Evaluation(value, hits.mean(axis=-1 if loss.labels else (-2, -1), dtype=np.float64))
+    if (y == y[0]).all(axis=0).any():
+        return Evaluation(value)
+    exact = y.astype(np.float64)
+    missed, spread = np.square(z - exact).sum(axis=-2), np.square(exact - exact.mean(axis=0)).sum(axis=-2)
+    return Evaluation(value, r2=(1 - missed / spread).mean(axis=-1))
+
+
 def new_model(network: Network, params: Params, loss: Loss, data: Splits | Stream) -> Model:
     """A model with what it needs to know of the data it was found on."""
     targets = data.targets if loss.scaled else None
@@ -250,8 +257,13 @@ def load(path: str | Path) -> Model:
     return loads(Path(path).read_bytes(), str(path))
 
 
+READERS: dict[bytes, Callable[[bytes, str], Model]] = {}  # of other kinds of files, by their first bytes
+
+
 def loads(raw: bytes, name: str = "model") -> Model:
-    """The model in the bytes of a file."""
+    """The model in the bytes of a file, of whatever kind."""
+    if reader := READERS.get(bytes(raw[:4])):
+        return reader(raw, name)
     header, tensors = storage.loads(raw, name)
     try:
         return _decode(header, tensors)

@@ -100,6 +100,8 @@ class NOfMArray(NamedTuple):
 
 def pack_n_of_m(weight: np.ndarray, n: int, m: int) -> NOfMArray:
     """What sparse hardware keeps of a weight; ValueError where more than n of a group of m are not 0."""
+    if m > 256:
+        raise ValueError(f"pack_n_of_m: expected m of at most 256, whose places fit a byte, got {m}")
     inputs, outputs = weight.shape
     groups = np.pad(weight, ((0, -inputs % m), (0, 0))).reshape(-1, m, outputs)
     most = int((groups != 0).sum(axis=1).max())

@@ -95,7 +95,8 @@ def prepare(
     if inputs is not None and isinstance(data, Stream):
         raise ValueError("data: a model that was shrunk to some of the features takes no stream; load them as Splits")
     if teacher is not None:
-        objective = check_teacher(teacher, network, loss).loss(loss)
+        features = data.train.x.shape[1] if isinstance(data, Splits) else None
+        objective = check_teacher(teacher, network, loss, features).loss(loss)
 
     def rows(
         part: Dataset,

@@ -66,6 +66,13 @@ def calibrate(w: Array, bits: int, *, symmetric: bool = True, per_channel: bool 
     return best
 
 
+def power_of_two(quantizer: Quantizer) -> Quantizer:
+    """The quantizer with every scale the power of two from it on: dividing by it is a shift of bits."""
+    mantissa, exponent = np.frexp(quantizer.scale)
+    scale = np.ldexp(np.float32(1), np.where(mantissa == 0.5, exponent - 1, exponent)).astype(np.float32)
+    return quantizer._replace(scale=scale, inverse=np.float32(1) / scale)
+
+
 def levels(bits: int, symmetric: bool) -> tuple[int, int]:
     """The least and the greatest integer."""
     if isinstance(bits, bool) or not isinstance(bits, int | np.integer) or not MIN_BITS <= bits <= MAX_BITS:

@@ -9,16 +9,17 @@ from minimodel.network import Params
 
 
 class LayerSummary(NamedTuple):
-    """Of one layer; of a population kept, bytes and multiply_adds are those of all its networks.
+    """Of one layer; of a population weights, kept, bytes and multiply_adds are those of all its networks.
 
     shape           (in, out) of the weight
-    kept            weights that are not 0
+    weights         how many there are; kept: how many are not 0
     live            the shape that ``shrink`` would leave: inputs and outputs on a way through the network
     bytes           in the model file
     multiply_adds   of one row through the live weights that are not 0
     """
 
     shape: tuple[int, int]
+    weights: int
     kept: int
     live: tuple[int, int]
     bytes: int
@@ -31,8 +32,8 @@ class Summary(tuple[LayerSummary, ...]):
     def __str__(self) -> str:
         heads = ("layer", "shape", "kept", "of", "after shrink", "bytes", "multiply-adds")
         rows = [(str(i + 1), *_cells(layer)) for i, layer in enumerate(self)]
-        whole = sum(layer.shape[0] * layer.shape[1] for layer in self)
-        kept, size, work = (sum(getattr(layer, name) for layer in self) for name in ("kept", "bytes", "multiply_adds"))
+        names = ("weights", "kept", "bytes", "multiply_adds")
+        whole, kept, size, work = (sum(getattr(layer, name) for layer in self) for name in names)
         rows.append(("all", "", f"{kept:,}", _percent(kept, whole), "", f"{size:,}", f"{work:,}"))
         widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
         return "\n".join(
@@ -42,7 +43,7 @@ class Summary(tuple[LayerSummary, ...]):
 
 def _cells(layer: LayerSummary) -> tuple[str, ...]:
     shape, live = (f"{inputs}×{outputs}" for inputs, outputs in (layer.shape, layer.live))
-    part = _percent(layer.kept, layer.shape[0] * layer.shape[1])
+    part = _percent(layer.kept, layer.weights)
     return shape, f"{layer.kept:,}", part, live, f"{layer.bytes:,}", f"{layer.multiply_adds:,}"
 
 
@@ -83,5 +84,5 @@ def summarize(params: Params, sizes: Sequence[int]) -> Summary:
         working = kept & fed[i][..., :, None] & used[i + 1][..., None, :]
         live = int(units[i].sum()), int(units[i + 1].sum())
         shape = layer.weight.shape[-2:]
-        found.append(LayerSummary(shape, int(kept.sum()), live, size, int(working.sum())))
+        found.append(LayerSummary(shape, kept.size, int(kept.sum()), live, size, int(working.sum())))
     return Summary(found)

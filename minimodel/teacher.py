@@ -41,8 +41,8 @@ class Teacher(NamedTuple):
         return z.mean(axis=0) if self.model.population else z
 
 
-def check_teacher(teacher: Any, network: Network, loss: Loss) -> Teacher:
-    """A teacher of this kind of problem."""
+def check_teacher(teacher: Any, network: Network, loss: Loss, features: int | None) -> Teacher:
+    """A teacher of this kind of problem, for data of so many features."""
     if not isinstance(teacher, Teacher):
         raise TypeError(f"teacher: expected a Teacher(model, weight=…, temperature=…), got {teacher!r:.80}")
     model, weight, temperature = teacher
@@ -50,6 +50,8 @@ def check_teacher(teacher: Any, network: Network, loss: Loss) -> Teacher:
         raise ValueError(
             f"teacher: expected a model with {loss.name} and {network.layer_sizes[-1]} outputs, got {model!r:.80}"
         )
+    if features not in (None, model.features):
+        raise ValueError(f"teacher: expected a model of {features} features, as the data have, got {model.features}")
     for name, value, most in (("weight", weight, 1), ("temperature", temperature, np.inf)):
         if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not 0 <= value <= most:
             raise ValueError(f"teacher: expected a {name} from 0 to {most:g}, got {value!r}")

@@ -134,13 +134,13 @@ def write_idx(folder):
 @pytest.mark.filterwarnings("ignore:prune. no kept weight")
 def test_pruning(monkeypatch, tmp_path, capsys):
     pytest.importorskip("matplotlib")
-    plot, saved = tmp_path / "found.png", tmp_path / "found.safetensors"
+    plot, saved = tmp_path / "found.png", tmp_path / "models"
     short = ("--hidden", "12", "--epochs", "2", "--dense-epochs", "1", "--seeds", "2", "--backend", "numpy")
     found = run(pruning, monkeypatch, tmp_path, write_idx(tmp_path), *short, "--plot", str(plot), "--save", str(saved))
     weights = 9 * 12 + 12 * 3
     kept = [point["kept"] for point in found["points"]]
     assert kept == [[weights - round((1 - part) * weights)] * 2 for part in pruning.KEPT]
-    assert mm.load(saved).population == 2
+    assert mm.load(saved / "1.8.safetensors").population == mm.load(saved / "dense.safetensors").population == 2
     assert plot.stat().st_size > 10_000
     assert "published" in capsys.readouterr().out
 

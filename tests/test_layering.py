@@ -26,7 +26,7 @@ LAYERS = (
     ("minimodel.model",),
     ("minimodel.search",),
     ("minimodel.compress",),
-    ("minimodel.pipeline", "minimodel.trade_offs"),
+    ("minimodel.pipeline", "minimodel.trade_offs", "minimodel.export", "minimodel.coded"),
     ("minimodel", "minimodel.plots"),
     ("minimodel.terminal",),
     ("minimodel.commands",),

@@ -55,8 +55,8 @@ class Knife(NamedTuple):
             masks = self.chosen(found, masks, part)
             params = self.obeying(params, masks)
         if exchanged and masks and self.schedule.grow:
-            found = self.scored(self.score, params, key, moved)
-            growth = self.scored(self.schedule.grow, params, random.fold_in(key, 0), moved)
+            found = self.scored(self.score, params, random.fold_in(key, 0), moved)
+            growth = self.scored(self.schedule.grow, params, random.fold_in(key, 1), moved)
             run = backend.jit(make.exchange, static=("choice",))
             masks = run(found, growth, masks, np.asarray(exchanged, np.float32), choice=self.choice)
             params = self.obeying(params, masks)

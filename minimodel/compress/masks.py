@@ -27,7 +27,8 @@ def choose(scores: Arrays, old: Arrays | None, kept: Arrays, *, choice: Choice) 
     pattern, backend = choice.pattern, choice.backend
     units, present = flat_units(scores, old, choice)
     shapes = [unit.shape for unit in pattern.units(scores)]
-    tiers = [tier for tier in (spared(units, present, choice), first(units, shapes, choice)) if tier is not None]
+    fixed = first(units, shapes, choice)
+    tiers = [tier for tier in (spared(units, present, fixed, choice), fixed) if tier is not None]
     if choice.pooled:
         chosen = keep(units, present, tiers, kept[0], backend)
     else:
@@ -41,10 +42,12 @@ def choose(scores: Arrays, old: Arrays | None, kept: Arrays, *, choice: Choice) 
 
 def above(scores: Arrays, old: Arrays | None, least: Array, *, choice: Choice) -> Arrays:
     """The masks that keep units with a score of at least ``least``."""
-    units, _ = flat_units(scores, old, choice)
+    units, present = flat_units(scores, old, choice)
     shapes = [unit.shape for unit in choice.pattern.units(scores)]
     kept, fixed = tuple(unit >= least for unit in units), first(units, shapes, choice)
     kept = kept if fixed is None else tuple(k & f for k, f in zip(kept, fixed, strict=True))
+    best = spared(units, present, fixed, choice)
+    kept = kept if best is None else tuple(k | b for k, b in zip(kept, best, strict=True))
     return masks_of(kept, shapes, scores, old, choice)
 
 
@@ -70,21 +73,25 @@ def exchange(scores: Arrays, growth: Arrays, old: Arrays, part: Array, *, choice
 
 
 def flat_units(scores: Arrays, old: Arrays | None, choice: Choice) -> tuple[Arrays, Arrays | None]:
-    """The scores of the units, (*population, units) of each layer; which have something left, or None for all."""
+    """The scores of the units, (*population, units) of each layer, lowest where nothing is left; where something is."""
     pattern, xp = choice.pattern, choice.backend.xp
     if old is None:
         return flat(pattern.units(scores), xp), None
     there = tuple(xp.astype(mask, s.dtype) for mask, s in zip(old, scores, strict=True))
-    units = pattern.units(tuple(s * mask for s, mask in zip(scores, there, strict=True)))
-    return flat(units, xp), tuple(part > 0 for part in flat(pattern.units(there), xp))
+    units = flat(pattern.units(tuple(s * mask for s, mask in zip(scores, there, strict=True))), xp)
+    present = tuple(part > 0 for part in flat(pattern.units(there), xp))
+    lowest = (xp.full_like(unit, -float("inf")) for unit in units)
+    return tuple(xp.where(p, u, low) for p, u, low in zip(present, units, lowest, strict=True)), present
 
 
-def spared(units: Arrays, present: Arrays | None, choice: Choice) -> Arrays | None:
+def spared(units: Arrays, present: Arrays | None, fixed: Arrays | None, choice: Choice) -> Arrays | None:
     """The best of each layer, as many as it is to keep whatever happens."""
     if not any(choice.spared):
         return None
     xp, backend = choice.backend.xp, choice.backend
-    here: Any = present or (None,) * len(units)
+    if present is not None and fixed is not None:
+        present = tuple(p & f for p, f in zip(present, fixed, strict=True))
+    here: Any = present or fixed or (None,) * len(units)
     return tuple(
         keep((unit,), None if there is None else (there,), [], xp.asarray(n, dtype=xp.int32), backend)[0]
         for unit, there, n in zip(units, here, choice.spared, strict=True)
@@ -108,11 +115,13 @@ def keep(scores: Arrays, present: Arrays | None, tiers: list[Arrays], k: Array, 
     for tier in (*tiers, rest):
         own = tuple(t & r for t, r in zip(tier, rest, strict=True))
         n = sum(count(part, xp) for part in own)
-        taken = xp.minimum(xp.maximum(k, xp.zeros_like(n)), n)
+        whole = sum(count(t & ~f, xp) for t, f in zip(tier, found, strict=True))  # what is gone keeps its place
+        k = xp.maximum(k, xp.zeros_like(n))
+        taken = xp.minimum(k, n)
         ranked = tuple(xp.where(o, s, xp.full_like(s, -float("inf"))) for o, s in zip(own, scores, strict=True))
         best = backend.largest(ranked, taken)
         found = tuple(f | (o & b) for f, o, b in zip(found, own, best, strict=True))
-        rest, k = tuple(r & ~o for r, o in zip(rest, own, strict=True)), k - taken
+        rest, k = tuple(r & ~o for r, o in zip(rest, own, strict=True)), k - xp.minimum(k, whole)
     return found
 
 

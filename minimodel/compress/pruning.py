@@ -57,8 +57,8 @@ def prune(
         count        how many to remove
         threshold    remove where the score, |w| by default, is below it
         allocation   a sequence with the sparsity of each layer
-    sparsity and count may be arrays over the population. A model that is pruned already stays so: its zeros count
-    among those to remove. One that is quantized becomes a float model again.
+    sparsity and count may be arrays over the population. A model that is pruned already stays so, but for what "regrow"
+    grows: its zeros count among those to remove. One that is quantized becomes a float model again.
 
     score        a name from ``scores`` or a function of ``scores.Evidence``; it looks at up to 4,096 training rows
     pattern      what goes together, and is counted: "unstructured", "2:4" (any n of m, which settles the sparsity by
@@ -94,10 +94,10 @@ def prune(
     masks, params = model.masks, model.params
     moving = score is scores.movement
     if moving:
-        if isinstance(schedule, OneShot):
+        if schedule.first is None and not any(1.0 in schedule.parts(epoch, epochs) for epoch in range(1, epochs)):
             raise ValueError("score: movement is that of a training; take a schedule that prunes while training")
         training["optimizer"] = optimizers.tracked(training.get("optimizer") or DEFAULT)
-    elif cut := knife.cut(0, masks, to_backend(backend, params), None):
+    if (not moving or schedule.first) and (cut := knife.cut(0, masks, to_backend(backend, params), None)):
         masks, params = cut.masks, params if cut.params is None else cut.params
 
     def remask(epoch: int, masks: Masks | None, params: Params, opt_state: Tree) -> Cut | None:

@@ -83,7 +83,7 @@ class Gradual(_Nested):
     ramp: float
 
     def parts(self, epoch: int, epochs: int) -> tuple[float, ...]:
-        last = round(self.ramp * epochs)
+        last = min(round(self.ramp * epochs), epochs - 1)
         return ((epoch + 1) / (last + 1),) if epoch <= last else ()
 
     def sparsity(self, s: np.ndarray, t: float) -> np.ndarray:
@@ -139,14 +139,17 @@ def regrow(
     """Sparse from the start: after every so many epochs each layer drops its lowest weights and grows others.
 
     first    the score of the first masks
-    grow     the score of weights to come, which start at 0: "gradient" is RigL, "random_order" is SET
+    grow     the score of weights to come, which start at 0: "gradient" is RigL, "random_order" is SET. Of whole neurons
+             that are gone the gradient is 0
     drop     ζ, the part of the kept weights that is exchanged; it falls as a cosine to 0 at ``until`` of the epochs
 
     For RigL and SET give a fresh model and allocation="erdos_renyi". Evci et al., Rigging the lottery (2020); Mocanu et
     al., Scalable training of artificial neural networks with adaptive sparse connectivity (2018).
     """
-    parts = _part("drop", drop), check_count("every", every, 1), _part("until", until)
-    return Regrow(scores.get(first), scores.get(grow), *parts)
+    ways = scores.get(first, "first"), scores.get(grow, "grow")
+    if scores.movement in ways:
+        raise ValueError("first, grow: weights that are gone have not moved; expected other scores than movement")
+    return Regrow(*ways, _part("drop", drop), check_count("every", every, 1), _part("until", until))
 
 
 SCHEDULES: dict[str, Callable[[], PruningSchedule]] = {

@@ -7,7 +7,7 @@ A score is a function of ``Evidence`` that gives, for each layer, an array that 
 from collections.abc import Callable
 from typing import NamedTuple
 
-from minimodel import random, tree
+from minimodel import random
 from minimodel.backends import Backend
 from minimodel.compress.surgeon import removal_costs
 from minimodel.gradients import forward, objective, row_deltas, squared_gradients
@@ -143,7 +143,7 @@ def fisher(e: Evidence) -> tuple[Array, ...]:
 
 
 def surgeon(e: Evidence) -> tuple[Array, ...]:
-    """w²/[H⁻¹]_ww at the moment w goes, H = aᵀa/n of the layer's inputs, the least first: optimal brain surgeon.
+    """w²/[H⁻¹]_ww at the moment w goes, H the covariance of the layer's inputs, the least first: optimal brain surgeon.
 
     With ``correct=True`` the weights that stay make up for those that went. See ``surgeon.removal_costs``.
     """
@@ -176,12 +176,12 @@ NAMES = (
 )  # fmt: skip
 
 
-def get(score: str | Score) -> Score:
+def get(score: str | Score, argument: str = "score") -> Score:
     """A score by its name, or the function itself."""
     if callable(score):
         return score
     if score not in NAMES:
-        raise ValueError(f"score: expected a function of Evidence or one of {', '.join(NAMES)}, got {score!r}")
+        raise ValueError(f"{argument}: expected a function of Evidence or one of {', '.join(NAMES)}, got {score!r}")
     return globals()[score]
 
 
@@ -209,6 +209,10 @@ def measure(
 ) -> tuple[Array, ...]:
     """The scores of every weight, as large as the weights."""
     evidence = Evidence(asked.network, asked.loss, asked.backend, params, rows, key, moved)
-    found = asked.score(evidence)
-    xp = tree.namespace(params)
-    return tuple(xp.broadcast_to(s, layer.weight.shape) for s, layer in zip(found, params, strict=True))
+    found, shapes = asked.score(evidence), [layer.weight.shape for layer in params]
+    try:
+        return tuple(asked.backend.xp.broadcast_to(s, shape) for s, shape in zip(found, shapes, strict=True))
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ValueError(
+            f"score: expected an array for each layer that broadcasts to {shapes}, got {found!r:.200}"
+        ) from error

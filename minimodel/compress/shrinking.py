@@ -23,12 +23,11 @@ def shrink(model: Model) -> Model:
     """
     fed, _ = ways([layer.weight != 0 for layer in model.params])
     live = live_units(model.params)
-    layers: list[Layer] = []
-    for i, (weight, bias) in enumerate(model.params):
-        if i > 0:
-            constant = model.network.functions.value(layers[-1].bias) * (~live[i] & ~fed[i])
-            bias = bias + (constant[..., None, :] @ weight)[..., 0, :]
-        layers.append(Layer(weight, bias))
+    layers, whole = [model.params[0]], model.params[0].bias
+    for i, (weight, bias) in enumerate(model.params[1:], start=1):
+        constant = model.network.functions.value(whole) * ~fed[i]  # what units that nothing feeds give
+        whole, gone = (bias + ((part[..., None, :]) @ weight)[..., 0, :] for part in (constant, constant * ~live[i]))
+        layers.append(Layer(weight, gone))
     pairs = list(pairwise(live))
     params = tuple(
         Layer(_part(layer.weight, *pair), np.ascontiguousarray(layer.bias[..., pair[1]]))
@@ -57,18 +56,18 @@ def _part(weight: Array, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
 def _integers(q: QArray, rows: np.ndarray, columns: np.ndarray) -> QArray:
     """The same of integers; a scale may be one for all outputs."""
     scale, zero_point = (
-        part if part.shape[-1] == 1 and len(columns) > 1 else np.ascontiguousarray(part[..., columns])
-        for part in (q.scale, q.zero_point)
+        part if part.shape[-1] == 1 else np.ascontiguousarray(part[..., columns]) for part in (q.scale, q.zero_point)
     )
     return QArray(_part(q.values, rows, columns), scale, zero_point)
 
 
 def warn_of_collapse(masks: Masks | None) -> None:
     """Say so where no kept weights lead from an input to an output: the outputs are constant then."""
-    if masks is None or not any(mask.any() for mask in masks):
+    if masks is None:
         return
     fed, used = ways(masks)
-    alive = np.all([u.any(axis=-1) for u in (fed[-1], used[0])], axis=0)
+    empty = ~np.any([mask.any(axis=(-2, -1)) for mask in masks], axis=0)  # as it was asked for
+    alive = empty | np.all([u.any(axis=-1) for u in (fed[-1], used[0])], axis=0)
     if not alive.all():
         text = "prune: no kept weight lies on a way from an input to an output: the outputs are constant"
         members = f" in members {np.flatnonzero(~alive).tolist()} of the population" if alive.ndim else ""
