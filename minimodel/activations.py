@@ -151,3 +151,37 @@ ACTIVATIONS = {
     "silu": Activation(_silu, _silu_slope, _silu_curvature),
     "gelu": Activation(_gelu, _gelu_slope, _gelu_curvature),
 }
+
+
+# relu whose values are integers of b bits: with n = 2ᵇ − 1, f(z) = round(n·clip(z, 0, 1))/n. Its derivative is taken as
+# that of the clipping, as if rounding were the identity (Bengio, Léonard, Courville 2013). The range [0, 1] is no
+# restriction: the weights on either side of it scale as they need.
+
+
+def _stepped(n: int) -> Activation:
+    def value(z: Array) -> Array:
+        xp = namespace(z)
+        a = xp.round(xp.clip(z, 0.0, 1.0) * n)
+        a *= 1 / n
+        return a
+
+    return Activation(value, _stepped_slope, _zero)
+
+
+def _stepped_slope(z: Array, a: Array) -> Array:
+    """1 where 0 < z < 1, else 0"""
+    return namespace(z).astype((z > 0) & (z < 1), z.dtype)
+
+
+STEPPED = {f"relu_{bits}bit": _stepped(2**bits - 1) for bits in range(1, 9)}
+NAMES = (*ACTIVATIONS, *STEPPED)
+
+
+def get(name: str) -> Activation:
+    """The activation of that name."""
+    return ACTIVATIONS[name] if name in ACTIVATIONS else STEPPED[name]
+
+
+def steps(name: str) -> int | None:
+    """n of an activation whose values are 0, 1/n, …, 1; None of another."""
+    return 2 ** (list(STEPPED).index(name) + 1) - 1 if name in STEPPED else None

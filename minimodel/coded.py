@@ -18,9 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from minimodel import losses, storage
+from minimodel import activations, losses, storage
 from minimodel import model as files
-from minimodel.activations import ACTIVATIONS
 from minimodel.compress.shrinking import shrink
 from minimodel.datasets import Normalization
 from minimodel.model import MAX_PARAMETERS, Model
@@ -230,7 +229,7 @@ def write_head(head: Writer, model: Model) -> None:
     """All that is not entropy-coded."""
     network, config = model.network, dict(model.loss.config)
     head.whole(len(network.layer_sizes), *network.layer_sizes, 0 if model.inputs is None else len(model.inputs))
-    head.whole(list(ACTIVATIONS).index(network.activation), INITIALIZERS.index(network.initializer))
+    head.whole(activations.NAMES.index(network.activation), INITIALIZERS.index(network.initializer))
     head.whole(losses.NAMES.index(model.loss.name), model.bits or 0)
     head.floats(list(config.values()))
     head.whole(0 if model.split_seed is None else model.split_seed + 1)
@@ -250,7 +249,7 @@ def read_head(head: Reader) -> tuple[Model, int, list[int], list[np.ndarray], li
     the raw features."""
     sizes = tuple(head.whole() for _ in range(head.whole()))
     features = head.whole()
-    network = Network(sizes, list(ACTIVATIONS)[head.whole()], INITIALIZERS[head.whole()])
+    network = Network(sizes, activations.NAMES[head.whole()], INITIALIZERS[head.whole()])
     name, bits = losses.NAMES[head.whole()], head.whole()
     levels(bits, True)
     if network.parameters > MAX_PARAMETERS or features > MAX_PARAMETERS:

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minimodel import random
-from minimodel.activations import ACTIVATIONS, Activation
+from minimodel import activations, random
+from minimodel.activations import Activation
 from minimodel.backends import Backend, load
 from minimodel.tree import Array, namespace
 
@@ -37,7 +37,8 @@ class Network:
     """A stack of dense layers, an activation between them, none after the last: a static, hashable description.
 
     layer_sizes   (inputs, hidden, …, outputs), at least two positive integers
-    activation    relu, leaky_relu, tanh, sigmoid, silu, gelu (its tanh form) or identity
+    activation    relu, leaky_relu, tanh, sigmoid, silu, gelu (its tanh form), identity, or relu_1bit to relu_8bit,
+                  whose values are 0 to 1 in steps of 1/(2ᵇ − 1)
     initializer   "he": N(0, 2/in), for the relu family; "glorot": uniform on ±√(6/(in + out)); biases start at 0
     """
 
@@ -50,8 +51,8 @@ class Network:
         if len(sizes) < 2 or not all(hasattr(n, "__index__") and n > 0 for n in sizes):
             raise ValueError(f"layer_sizes: expected at least two positive integers, got {self.layer_sizes!r}")
         object.__setattr__(self, "layer_sizes", tuple(int(n) for n in sizes))
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(f"activation: expected one of {', '.join(ACTIVATIONS)}, got {self.activation!r}")
+        if self.activation not in activations.NAMES:
+            raise ValueError(f"activation: expected one of {', '.join(activations.NAMES)}, got {self.activation!r}")
         if self.initializer not in INITIALIZERS:
             raise ValueError(f"initializer: expected one of {', '.join(INITIALIZERS)}, got {self.initializer!r}")
 
@@ -68,7 +69,7 @@ class Network:
     @property
     def functions(self) -> Activation:
         """The activation with its derivatives."""
-        return ACTIVATIONS[self.activation]
+        return activations.get(self.activation)
 
     def init(self, key: Array, *, backend: str | Backend = "numpy") -> Params:
         """Fresh float32 parameters; keys (*population, 2) give one network each. Layer i draws under fold_in(key, i).

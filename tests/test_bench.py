@@ -11,6 +11,7 @@ import minimodel as mm
 from minimodel.bench import (
     agreement,
     algorithms,
+    coded,
     common,
     descent,
     draws,
@@ -154,3 +155,18 @@ def test_sparse(monkeypatch, tmp_path):
     assert {"numpy"} <= set(found["a step with masks"]) == set(found["a global mask over 10 M weights"])
     for rows in ("256", "1"):
         assert len(found["answers at 1.8 % of the weights"][rows]["choices"]) == 2
+
+
+@pytest.mark.filterwarnings("ignore:prune. no kept weight")
+def test_coded(monkeypatch, tmp_path, oracle):
+    oracle("constriction")
+    data = write_idx(tmp_path)
+    dense = mm.gradient_descent(mm.Network((9, 12, 3)), mm.datasets.load(data), seed=0, epochs=1, population=2)
+    (tmp_path / "models").mkdir()
+    dense.save(tmp_path / "models" / "dense.safetensors")
+    pruned = mm.prune(dense, mm.datasets.load(data), seed=0, sparsity=0.5, epochs=0)
+    pruned.save(tmp_path / "models" / "50.safetensors")
+    short = ("--kept", "50", "--bits", "3,8", "--epochs", "1", "--backend", "numpy")
+    found = run(coded, monkeypatch, tmp_path, data, str(tmp_path / "models"), *short)
+    assert [case["bits"] for case in found["results"]] == [3, 8]
+    assert all(0 < size < 500 for case in found["results"] for size in case["bytes"])

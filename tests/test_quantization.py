@@ -8,6 +8,8 @@ import pytest
 
 import minimodel as mm
 from minimodel import optimizers, qarray, tree
+from minimodel.compress import quantization
+from minimodel.gradients import forward
 from minimodel.problem import check_data
 
 NETWORK = mm.Network((4, 8, 3))
@@ -199,3 +201,62 @@ def test_data_that_do_not_fit_are_refused(models, data):
         mm.quantize(models[None], broken, seed=0, bits=4)
     with pytest.raises(ValueError, match="train: x or y holds NaN"):
         check_data(NETWORK, models[None].loss, broken.train, "train")
+
+
+# Activations of few bits
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_activations_become_integers(backend, population, bits, models, data):
+    """Every hidden activation is one of 0, 1/n, …, 1; the file and the integer model hold the same network."""
+    found = mm.quantize(
+        models[population], data, seed=0, bits=4, activation_bits=bits, epochs=2, batch_size=16, backend=backend
+    )
+    assert found.network.activation == f"relu_{bits}bit" and found.population == population
+    hidden = forward(found.network, found.params, found.prepared(data.test.x))[1].f * (2**bits - 1)
+    np.testing.assert_allclose(hidden, np.round(hidden), atol=1e-4)
+    assert hidden.min() >= 0 and hidden.max() <= 2**bits - 1 + 1e-3
+    assert_holds_its_integers(found, 4, True)
+    again = mm.model.loads(found.dumps())
+    np.testing.assert_array_equal(again.outputs(data.test.x), found.outputs(data.test.x))
+    integers = mm.to_integers(found, data)
+    np.testing.assert_array_equal(
+        integers.scales[1].scale, np.full(found.params[0].bias.shape[:-1], 1 / (2**bits - 1), np.float32)
+    )
+
+
+def test_the_layers_take_up_the_scale(models, data):
+    """At 8 bits the network computes what it did, though its activations now lie in [0, 1]."""
+    for population in (None, 3):
+        model = models[population]
+        found = quantization.stepped(model, data, 8)
+        spread = np.ptp(model.outputs(data.train.x), axis=-2, keepdims=True)
+        assert (np.abs(found.outputs(data.train.x) - model.outputs(data.train.x)) < 0.02 * spread).all()
+        hidden = forward(found.network, found.params, found.prepared(data.train.x))[1].f
+        assert 0.9 < hidden.max() <= 1
+
+
+def test_fewer_activation_bits_keep_the_scale(models, data):
+    once = quantization.stepped(models[None], data, 8)
+    twice = quantization.stepped(once, data, 2)
+    assert twice.network.activation == "relu_2bit"
+    for one, other in zip(tree.leaves(once.params), tree.leaves(twice.params), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_activations_of_pruned_networks_keep_the_masks(models, data):
+    found = mm.quantize(pruned(models[None], data), data, seed=0, bits=3, activation_bits=3, epochs=2)
+    for layer, mask in zip(found.params, found.masks, strict=True):
+        assert not layer.weight[~mask].any()
+
+
+@pytest.mark.parametrize("bits", [0, 9, 2.0, "2", True])
+def test_activation_bits_that_do_not_fit_are_refused(bits, models, data):
+    with pytest.raises(ValueError, match="activation_bits: expected an integer from 1 to 8"):
+        mm.quantize(models[None], data, seed=0, activation_bits=bits)
+
+
+def test_only_relu_becomes_integers(data):
+    model = mm.gradient_descent(mm.Network((4, 3, 3), "tanh"), data, seed=0, epochs=0)
+    with pytest.raises(ValueError, match="activation_bits: expected a model of relu and Splits, got tanh"):
+        mm.quantize(model, data, seed=0, activation_bits=4)

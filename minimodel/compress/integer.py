@@ -9,8 +9,8 @@ and the next activations, for the same integers as ONNX's QLinearMatMul,
     q = clip(round(acc·m) + z, low, high),    m = s_a s_w/s     (one float32 product, halves to even)
 
 or, where all scales are powers of two, m = 2⁻ᵏ and acc·m is a shift of bits that rounds halves to even, with no float.
-relu is the clipping itself; of another function the 256 values are looked up. Jacob et al., Quantization and training
-of neural networks for efficient integer-arithmetic-only inference (2018).
+relu, and relu of few bits, is the clipping itself; of another function the 256 values are looked up. Jacob et al.,
+Quantization and training of neural networks for efficient integer-arithmetic-only inference (2018).
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minimodel import qarray, random, tree
+from minimodel import activations, qarray, random, tree
 from minimodel.backends import Backend, load
 from minimodel.compress import ranges
 from minimodel.compress.ranges import Range
@@ -147,7 +147,9 @@ class IntegerModel:
 def to_integers(
     model: Model, data: Splits, *, bits: int = 8, range_of: Range = ranges.min_max, shift: bool = False
 ) -> IntegerModel:
-    """The model with activations of 2 to 8 bits too, computed with integers alone.
+    """The model with inputs and activations of 2 to 8 bits too, computed with integers alone.
+
+    Activations that are integers already, as those of relu_4bit, stay what they are.
 
     Weights are the model's own integers, or where it has none, 8 bits for each output without retraining. Ranges of the
     activations are taken from up to 4,096 training rows.
@@ -158,6 +160,8 @@ def to_integers(
     Raises ValueError for asymmetric weights, and with ``shift`` for weights whose scales are no powers of two.
     """
     qarray.levels(bits, False)
+    if shift and activations.steps(model.network.activation):
+        raise ValueError(f"shift: the scale of {model.network.activation} is no power of two; take shift=False")
     if not isinstance(data, Splits):
         raise TypeError(f"data: expected Splits, got {type(data).__name__}")
     weights = model.quantized or tuple(_plain(layer.weight, shift) for layer in model.params)
@@ -167,22 +171,23 @@ def to_integers(
         raise ValueError("shift: the scales of these weights are no powers of two; take a model of floats")
     used = tuple(Layer(qarray.dequantize(q), layer.bias) for q, layer in zip(weights, model.params, strict=True))
     rows = random.permutation(random.key(0), len(data.train.x))[:ROWS]
-    steps = forward(model.network, used, model.prepared(data.train.x[np.sort(rows)]))
+    forwarded = forward(model.network, used, model.prepared(data.train.x[np.sort(rows)]))
     lead = used[0].bias.shape[:-1]
 
     def scale_of(values: np.ndarray) -> Scale:
         least, most = range_of(values)
         return scale_for(np.broadcast_to(least, lead), np.broadcast_to(most, lead), bits, shift)
 
-    scales = [scale_of(step.f) for step in steps]
+    stepped = activations.steps(model.network.activation)
+    scales = [stepped_scale(stepped, lead) if stepped and i else scale_of(s.f) for i, s in enumerate(forwarded)]
     layers, units = [], []
-    clipping = model.network.activation in ("relu", "identity")
+    clipping = stepped is not None or model.network.activation in ("relu", "identity")
     for i, (q, layer) in enumerate(zip(weights, used, strict=True)):
         units.append(
             scales[i].scale.astype(np.float64)[..., None] * np.broadcast_to(q.scale[..., 0, :], layer.bias.shape)
         )
         after = scales[i + 1] if i + 1 < len(used) else None
-        between = after if after is None or clipping else scale_of(steps[i].z)
+        between = after if after is None or clipping else scale_of(forwarded[i].z)
         layers.append(integer_layer(q, layer.bias, units[i], scales[i], between, shift))
         if after is not None and between is not None and not clipping:
             layers[i] = layers[i]._replace(table=table(model.network, between, after))
@@ -192,6 +197,12 @@ def to_integers(
 def _plain(weight: np.ndarray, shift: bool) -> QArray:
     quantizer = qarray.calibrate(weight, 8, clip=False)
     return qarray.quantize(weight, qarray.power_of_two(quantizer) if shift else quantizer)
+
+
+def stepped_scale(n: int, lead: tuple[int, ...]) -> Scale:
+    """That of activations 0, 1/n, …, 1: the integers from 0 to n, or for 255 of them from −128."""
+    low = 0 if n < 128 else -128
+    return Scale(np.full(lead, 1 / n, np.float32), np.full(lead, low, np.int32), low, low + n)
 
 
 def scale_for(least: np.ndarray, most: np.ndarray, bits: int, shift: bool) -> Scale:

@@ -3,9 +3,13 @@
 from dataclasses import replace
 from typing import Any, Unpack
 
-from minimodel import qarray
+import numpy as np
+
+from minimodel import activations, qarray, random
 from minimodel.backends import Backend, load
+from minimodel.compress import ranges
 from minimodel.datasets import Splits
+from minimodel.gradients import forward
 from minimodel.model import Model
 from minimodel.network import Layer, Params
 from minimodel.problem import prepare, run_keys, to_backend
@@ -17,6 +21,8 @@ from minimodel.search.training import finished, fit
 from minimodel.streams import Stream
 from minimodel.teacher import Teacher
 
+ROWS = 4096  # training rows that ranges of activations are taken from
+
 
 def quantize(
     model: Model,
@@ -27,6 +33,7 @@ def quantize(
     symmetric: bool = True,
     per_channel: bool = True,
     clip: bool = True,
+    activation_bits: int | None = None,
     backend: str | Backend = "numpy",
     sample_weight: Any = None,
     class_weight: Any = None,
@@ -41,6 +48,8 @@ def quantize(
     symmetric     z = 0 and q from −(2ᵇ⁻¹ − 1); otherwise z is the integer that stands for 0, and q from −2ᵇ⁻¹
     per_channel   one scale for each output, otherwise one for the whole weight
     clip          let the scale leave out the largest weights where that lowers Σ(w − ŵ)²
+    activation_bits   turn relu into relu of 1 to 8 bits as well: the ranges that miss the values of each layer least,
+                  on training rows, become [0, 1], and the weights on either side take up the scale
     teacher       learn from a model's outputs as well as from the targets
     training      through the rounding, as in ``gradient_descent``, by default 5 epochs of ``adam(cosine(1e-4))``;
                   epochs=0 only rounds
@@ -50,6 +59,8 @@ def quantize(
     """
     check_training(training)
     backend = load(backend)
+    if activation_bits is not None:
+        model = stepped(model, data, activation_bits)
     weights = {"sample_weight": sample_weight, "class_weight": class_weight}
     problem = prepare(model.network, data, model.loss, backend, fitted=model, teacher=teacher, **weights)
     training.setdefault("epochs", 5)
@@ -74,6 +85,28 @@ def quantize(
         return replace(model, params=values, quantized=integers, bits=int(bits))
 
     return finished("quantize", run, rounded)
+
+
+def stepped(model: Model, data: Splits | Stream, bits: int) -> Model:
+    """The model with activations of so many bits, its layers scaled so that they lie in [0, 1]."""
+    name = f"relu_{bits}bit"
+    if not isinstance(bits, int | np.integer) or isinstance(bits, bool) or name not in activations.STEPPED:
+        raise ValueError(f"activation_bits: expected an integer from 1 to 8, got {bits!r}")
+    network = replace(model.network, activation=name)
+    if model.network.activation in activations.STEPPED:
+        return replace(model, network=network, state=None)
+    if model.network.activation != "relu" or not isinstance(data, Splits):
+        found = f"{model.network.activation} and {type(data).__name__}"
+        raise ValueError(f"activation_bits: expected a model of relu and Splits, got {found}")
+    rows = data.train.x[np.sort(random.permutation(random.key(0), len(data.train.x))[:ROWS])]
+    params, before = [], np.ones(model.params[0].bias.shape[:-1], np.float32)
+    steps = forward(model.network, model.params, model.prepared(rows))
+    for (weight, bias), step in zip(model.params, [*steps[1:], None], strict=True):
+        most = np.ones_like(before) if step is None else ranges.least_error(bits)(step.f)[1]
+        after = np.where(most > 0, np.broadcast_to(most, before.shape), 1).astype(np.float32)
+        params.append(Layer(weight * (before / after)[..., None, None], bias / after[..., None]))
+        before = after
+    return replace(model, network=network, params=tuple(params), quantized=None, bits=None, state=None)
 
 
 def _round(quantizers: tuple[Quantizer, ...], params: Params) -> Params:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from minimodel.problem import check_numbers
-from minimodel.qarray import SMALLEST, levels
+from minimodel.qarray import SMALLEST
 
 Range = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 BATCHES, TRIES = 16, 48
@@ -55,17 +55,17 @@ def with_zero(least: np.ndarray, most: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 def least_error(bits: int = 8) -> Range:
     """The part of ``min_max``, in 48 steps, whose integers of ``bits`` bits miss the values least, Σ(a − â)²."""
-    low, high = levels(bits, False)
+    top = 2 ** int(check_numbers("bits", bits, (), low=1, below=9)) - 1
 
     def of(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         ends = min_max(values)
         best, least = ends, np.full(ends[0].shape, np.inf)
         for i in range(TRIES):
             tried = ends[0] * np.float32(1 - i / TRIES), ends[1] * np.float32(1 - i / TRIES)
-            width = (tried[1] - tried[0]) / (high - low)
+            width = (tried[1] - tried[0]) / top
             scale = np.where(width > SMALLEST, width, 1)[..., None, None].astype(np.float32)
-            zero = np.clip(np.round(low - tried[0][..., None, None] / scale), low, high)
-            missed = (np.clip(np.round(values / scale) + zero, low, high) - zero) * scale - values
+            zero = np.clip(np.round(-tried[0][..., None, None] / scale), 0, top)
+            missed = (np.clip(np.round(values / scale) + zero, 0, top) - zero) * scale - values
             error = np.square(missed, dtype=np.float64).sum(axis=(-2, -1))
             better = error < least
             best = np.where(better, tried[0], best[0]), np.where(better, tried[1], best[1])
