@@ -48,7 +48,7 @@ def main() -> None:
                 teacher=mm.Teacher(dense, RECIPE["teacher"], RECIPE["temperature"]),
             )
             files = [mm.coded.encode(small.member(i)) for i in range(small.population or 0)]
-            found = {"kept": float(kept), "bits": bits, "bytes": np.array([len(raw) for raw in files])}
+            found: dict[str, Any] = {"kept": float(kept), "bits": bits, "bytes": np.array([len(raw) for raw in files])}
             for name, part in (("error", data.test), ("validation_error", data.validation)):
                 found[name] = np.array([1 - mm.coded.decode(raw).evaluate(part).accuracy for raw in files])
             results.append(found)
