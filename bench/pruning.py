@@ -9,13 +9,11 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import numpy as np
-
 import minimodel as mm
 from minimodel import plots
 from minimodel.bench import mnist
 from minimodel.bench.common import arguments, plus_minus, report
-from minimodel.trade_offs import error
+from minimodel.trade_offs import point
 
 KEPT = (0.083, 0.044, 0.018, 0.015, 0.01)
 PUBLISHED = (1.43, 1.55, 1.98, 2.05, 2.36)  # Sparse Momentum (Dettmers, Zettlemoyer 2019), mean of seeds
@@ -39,17 +37,17 @@ def main() -> None:
     options = parser.parse_args()
     data = mm.datasets.load(options.data)
     network = mm.Network((data.train.x.shape[1], *map(int, options.hidden.split(",")), data.outputs))
-    weights = sum(inputs * outputs for inputs, outputs in network.shapes)
     began = perf_counter()
     dense = mnist.train(network, data, options.backend, options.dense_epochs, options.seeds)
     seconds = {"dense": perf_counter() - began}
-    before = error(dense, data.test)
-    print(f"dense: test error {plus_minus(100 * before)} %, {seconds['dense']:.0f} s", flush=True)
+    before = point(0.0, dense, data)
+    print(f"dense: test error {plus_minus(100 * before.error)} %, {seconds['dense']:.0f} s", flush=True)
     schedule = mm.schedules.cosine(RECIPE["peak"], warmup=RECIPE["warmup"])
     points = mm.trade_off(
         dense,
         data,
         sparsities=[1 - kept for kept in KEPT],
+        seed=0,
         seeds=options.seeds,
         backend=options.backend,
         schedule=mm.pruning_schedules.gradual(ramp=RECIPE["ramp"]),
@@ -62,26 +60,26 @@ def main() -> None:
     seconds["pruned"] = perf_counter() - began - seconds["dense"]
     print(f"{len(KEPT) * options.seeds} networks pruned in {seconds['pruned']:.0f} s")
     print("kept      test error, %  validation, %    bytes  multiply-adds  published, %")
-    for kept, point, other in zip(KEPT, points, PUBLISHED, strict=True):
-        errors = (plus_minus(100 * values) for values in (point.error, point.validation_error))
-        sizes = f"{point.bytes.mean():7,.0f}  {point.multiply_adds.mean():13,.0f}"
+    for kept, found, other in zip(KEPT, points, PUBLISHED, strict=True):
+        errors = (plus_minus(100 * values) for values in (found.error, found.validation_error))
+        sizes = f"{found.bytes.mean():7,.0f}  {found.multiply_adds.mean():13,.0f}"
         print(f"{100 * kept:3.1f} %  {'  '.join(errors)}  {sizes}  {other:12.2f}")
     settings = {"layer_sizes": network.layer_sizes, "batch_size": mnist.BATCH, "epochs": options.epochs, **RECIPE}
     settings |= {"dense_epochs": options.dense_epochs, "dense": mnist.RECIPE, "seeds": options.seeds}
     if options.save:
-        kinds = {"dense": dense} | {f"{100 * kept:g}": point.model for kept, point in zip(KEPT, points, strict=True)}
+        kinds = {"dense": dense} | {f"{100 * kept:g}": found.model for kept, found in zip(KEPT, points, strict=True)}
         for name, model in kinds.items():
             model.save(options.save / f"{name}.safetensors")
     if options.plot:
         title = f"{Path(options.data).name}, {'-'.join(map(str, network.layer_sizes))}, {options.seeds} seeds"
-        plots.draw_trade_off(points, np.asarray(before), weights, title, options.plot)
+        plots.draw_trade_off(points, before, title, options.plot)
     results = {
         "data": Path(options.data).name,
         "backend": options.backend,
         "seconds": seconds,
         "settings": settings,
-        "dense_error": before,
-        "points": [point.figures() for point in points],
+        "dense": before.figures(),
+        "points": [found.figures() for found in points],
     }
     report(mm.observe.plain(results), options.out)
 

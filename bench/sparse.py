@@ -99,7 +99,7 @@ def answers(path: str | None) -> dict[str, Any]:
     x = rng.integers(0, 256, size=(256, 784), dtype=np.uint8)
     data = mm.datasets.split(np.concatenate([x] * 3), np.arange(768) % 10, seed=0)
     dense = mm.gradient_descent(LARGE, data, seed=0, epochs=0)
-    pruned = mm.load(path) if path else mm.prune(dense, data, seed=0, sparsity=1 - KEPT, epochs=0, score="random_order")
+    pruned = mm.load(path) if path else mm.prune(dense, data, seed=0, sparsity=1 - KEPT, epochs=0, score="random")
     pruned = pruned if pruned.population is None else pruned.member(0)
     found = {}
     for rows, count in ((256, 50), (1, 2000)):
@@ -107,6 +107,7 @@ def answers(path: str | None) -> dict[str, Any]:
         small = deployed.model
         cases = {
             "shrunk, dense or sparse": partial(repeat, deployed.outputs, part, count),
+            "dense, deployed": partial(repeat, mm.deploy(dense, batch_size=rows).outputs, part, count),
             "dense": partial(repeat, dense.outputs, part, count),
         }
         title = f"numpy: {rows} rows, {'-'.join(map(str, small.network.layer_sizes))}, {', '.join(deployed.choices)}"

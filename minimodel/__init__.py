@@ -13,6 +13,7 @@ from minimodel.export import to_onnx
 from minimodel.gradients import fisher_diagonal, gnvp, hvp, input_gradient, jvp, value_and_grad, vjp
 from minimodel.model import Evaluation, Model, load
 from minimodel.network import Layer, Network, Params
+from minimodel.packing import pack_n_of_m, unpack_n_of_m
 from minimodel.problem import DivergedError
 from minimodel.qarray import QArray
 from minimodel.search import optimizers, schedules, strategies
@@ -55,6 +56,7 @@ __all__ = [
     "losses",
     "observe",
     "optimizers",
+    "pack_n_of_m",
     "patterns",
     "prune",
     "pruning_schedules",
@@ -72,6 +74,7 @@ __all__ = [
     "to_integers",
     "to_onnx",
     "trade_off",
+    "unpack_n_of_m",
     "value_and_grad",
     "vjp",
 ]

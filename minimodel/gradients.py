@@ -109,11 +109,14 @@ def fisher_diagonal(network: Network, loss: str | Loss, params: Params, x: Array
     return squared_gradients(network, loss, params, steps, loss.encode(y, steps[-1].z))
 
 
-def squared_gradients(network: Network, loss: Loss, params: Params, steps: list[Step], t: Array) -> Params:
-    """``fisher_diagonal`` from a forward pass and encoded targets."""
+def squared_gradients(
+    network: Network, loss: Loss, params: Params, steps: list[Step], t: Array, weight: Array | None = None
+) -> Params:
+    """``fisher_diagonal`` from a forward pass and encoded targets, with weights of the rows in its mean."""
     xp, found = namespace(t), []
     for step, (delta, _) in zip(steps, row_deltas(network, loss, params, steps, t), strict=True):
         squared = delta * delta * (1 / delta.shape[-2])
+        squared = squared if weight is None else squared * weight[..., None]
         found.append(Layer((step.a * step.a).mT @ squared, xp.sum(squared, axis=-2)))
     return tuple(found)
 

@@ -6,10 +6,9 @@ from time import perf_counter
 from typing import Any
 
 from minimodel.backends import Backend
-from minimodel.compress import patterns
 from minimodel.compress.pruning import prune
 from minimodel.compress.quantization import quantize
-from minimodel.compress.target import find_target
+from minimodel.compress.target import check_fraction
 from minimodel.datasets import Splits
 from minimodel.model import Model
 from minimodel.network import Network
@@ -63,7 +62,7 @@ def run(
     on_progress   called with a stage's name; what it returns is that stage's callback
     """
     levels(bits, True)  # refuse what a late stage would refuse, before any work
-    find_target({"sparsity": sparsity}, "global", patterns.get("unstructured"), 1.0, network, ())
+    check_fraction("sparsity", sparsity, ())
     usual, batch_size = budget(len(data.train.x))
     epochs = usual if epochs is None else check_count("epochs", epochs, 0)
     common: dict[str, Any] = {"seed": seed, "backend": backend}

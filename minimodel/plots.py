@@ -51,17 +51,20 @@ def draw_run(stages: list[Stage], title: str, path: str | Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def draw_trade_off(points: list[Point], dense: np.ndarray, weights: int, title: str, path: str | Path) -> None:
-    """Test error against what is kept of so many weights, bytes and multiply-adds: mean ± standard error over seeds.
+def draw_trade_off(points: list[Point], dense: Point, title: str, path: str | Path) -> None:
+    """Test error against what is kept of the weights, bytes and multiply-adds: mean ± standard error over seeds.
 
-    dense   the test errors before pruning
+    What keeps nothing has no place on such an axis and is left out.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 3.8), layout="constrained")
     figure.suptitle(title)
-    heights = np.array([100 * point.error for point in points])
+    points = [point for point in points if point.multiply_adds.mean() > 0]
+    classify = dense.model.loss.labels
+    heights = np.array([(100 if classify else 1) * point.error for point in points]).reshape(len(points), -1)
     bars = heights.std(axis=1, ddof=1) / heights.shape[1] ** 0.5 if heights.shape[1] > 1 else None
+    weights = sum(inputs * outputs for inputs, outputs in dense.model.network.shapes)
     panels = {
         "weights kept, %": [100 * point.kept.mean() / weights for point in points],
         "bytes of the file": [point.bytes.mean() for point in points],
@@ -69,12 +72,12 @@ def draw_trade_off(points: list[Point], dense: np.ndarray, weights: int, title: 
     }
     for axes, (name, x) in zip(figure.subplots(1, 3, sharey=True), panels.items(), strict=True):
         axes.errorbar(x, heights.mean(axis=1), bars, fmt="o-", color=INK, capsize=3, label="pruned")
-        axes.axhline(100 * dense.mean(), color=SOFT, linestyle="--", label="dense")
+        axes.axhline((100 if classify else 1) * dense.error.mean(), color=SOFT, linestyle="--", label="dense")
         axes.set(xscale="log", xlabel=name)
         ticks = sorted(set(x))
         axes.set_xticks(ticks, [f"{tick:,.0f}" if tick >= 100 else f"{tick:.3g}" for tick in ticks], rotation=45)
         axes.minorticks_off()
         axes.grid(alpha=0.3)
-    figure.axes[0].set(ylabel="test error, %", ylim=(0, None))
+    figure.axes[0].set(ylabel="test error, %" if classify else "1 − test R²", ylim=(0, None))
     figure.axes[0].legend(loc="lower left")
     figure.savefig(path, dpi=110)

@@ -291,21 +291,21 @@ def check_numbers(name: str, value: Any, members: tuple[int, ...], low: float = 
     return found
 
 
-def check_params(network: Network, params: Any, population: int | None) -> Params:
+def check_params(network: Network, params: Any, population: int | None, name: str = "params") -> Params:
     """Parameters that fit the network and are finite, with a leading axis of the population if there is one."""
     try:
         params = tuple(Layer(*map(np.asarray, layer)) for layer in params)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"params: expected a (weight, bias) for each layer, got {params!r:.80}") from error
+        raise ValueError(f"{name}: expected a (weight, bias) for each layer, got {params!r:.80}") from error
     lead = () if population is None else (population,)
     expected = [(shape, shape[1:]) for shape in network.shapes]
     found = [(layer.weight.shape, layer.bias.shape) for layer in params]
     if found == expected and lead:
         params = tree.map(lambda leaf: np.repeat(leaf[None], lead[0], axis=0), params)
     elif found != [tuple(lead + part for part in shapes) for shapes in expected]:
-        raise ValueError(f"params: expected (weight, bias) of shapes {expected} after an axis {lead}, got {found}")
+        raise ValueError(f"{name}: expected (weight, bias) of shapes {expected} after an axis {lead}, got {found}")
     if not all(np.isfinite(leaf).all() for leaf in tree.leaves(params)):
-        raise ValueError("params: NaN or infinity among the parameters")
+        raise ValueError(f"{name}: NaN or infinity among the parameters")
     return params
 
 

@@ -59,7 +59,7 @@ def reached(masks: Sequence[np.ndarray]) -> list[np.ndarray]:
     return found
 
 
-def ways(masks: Sequence[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def paths(masks: Sequence[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Which units the inputs lead to, and which lead to an output, (*population, units)."""
     return reached(masks), reached([mask.mT for mask in masks[::-1]])[::-1]
 
@@ -67,7 +67,7 @@ def ways(masks: Sequence[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray
 def live_units(params: Params) -> list[np.ndarray]:
     """The inputs, hidden neurons and outputs that ``shrink`` keeps: on a way through one of the networks, or the first
     of a layer that has none; and all outputs."""
-    fed, used = ways([layer.weight != 0 for layer in params])
+    fed, used = paths([layer.weight != 0 for layer in params])
     found = [(f & u).reshape(-1, f.shape[-1]).any(axis=0) for f, u in zip(fed, used, strict=True)]
     found[-1] = np.ones_like(found[-1])
     for units in found:
@@ -77,7 +77,7 @@ def live_units(params: Params) -> list[np.ndarray]:
 
 def summarize(params: Params, sizes: Sequence[int]) -> Summary:
     """The summary of parameters whose layers take ``sizes`` bytes each."""
-    units, (fed, used) = live_units(params), ways([layer.weight != 0 for layer in params])
+    units, (fed, used) = live_units(params), paths([layer.weight != 0 for layer in params])
     found = []
     for i, (layer, size) in enumerate(zip(params, sizes, strict=True)):
         kept = layer.weight != 0

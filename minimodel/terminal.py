@@ -74,9 +74,9 @@ def show_trade_off(record: dict[str, Any], points: list[Point]) -> None:
     """A line for each sparsity: what is left, and the test error, mean ± standard error over the seeds."""
     sizes = "-".join(map(str, record["network"]["layer_sizes"]))
     table = Table(title=f"{record['data']}, {sizes}, seed {record['seed']}", title_justify="left", box=SIMPLE_HEAD)
-    for name in ("sparsity", "weights", "bytes", "multiply-adds", "test error", "± s.e."):
+    error = "test error" if points[0].model.loss.labels else "1 − R²"
+    for name in ("sparsity", "weights", "bytes", "multiply-adds", error, "± s.e."):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_row("dense", "", "", "", f"{np.mean(record['dense_error']):.4f}", "")
     for point in points:
         n = len(point.error)
         spread = f"{point.error.std(ddof=1) / n**0.5:.4f}" if n > 1 else "–"

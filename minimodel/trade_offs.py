@@ -15,11 +15,11 @@ from minimodel.problem import check_count, check_seed
 class Point(NamedTuple):
     """Of one sparsity, with an entry for each seed in every array.
 
-    model              the population of its networks
+    model              its networks
     kept               weights that are not 0
     bytes              of the model file, shrunk
     multiply_adds      of one row through them
-    error              on test, 1 − accuracy or 1 − R²; validation_error on validation
+    error              on test, 1 − accuracy, or of a regression 1 − R²; validation_error on validation
     """
 
     sparsity: float
@@ -36,7 +36,7 @@ class Point(NamedTuple):
 
 
 def trade_off(
-    model: Model, data: Splits, *, sparsities: Sequence[float], seeds: int = 1, seed: int = 0, **options: Any
+    model: Model, data: Splits, *, sparsities: Sequence[float], seed: int, seeds: int = 1, **options: Any
 ) -> list[Point]:
     """``prune`` to every sparsity with the seeds seed, seed + 1, …, all in one population.
 
@@ -60,8 +60,8 @@ def trade_off(
 
 
 def point(sparsity: float, model: Model, data: Splits) -> Point:
-    """The figures of a population."""
-    members = [model.member(i) for i in range(model.population or 0)]
+    """The figures of one network, or of a population."""
+    members = [model] if model.population is None else [model.member(i) for i in range(model.population)]
     summaries = [member.summary() for member in members]
     kept, work = (
         np.array([sum(getattr(layer, name) for layer in summary) for summary in summaries])

@@ -553,16 +553,21 @@ def test_prune_reports_every_sparsity(trained, capsys):
     model, data = trained
     weights = 64 * 16 + 16 * 10
     record = json.loads(pruned(capsys, "--sparsity", "0.5,0.9", "--seeds", "2", "--teach", "0.5", "--json"))
-    assert record == json.loads(Path("pruned/prune.json").read_text(encoding="utf-8"))
-    assert record["dense_error"] == [pytest.approx(1 - model.evaluate(data.test).accuracy)]
+    assert record == json.loads(Path("runs/dense-pruned-0/prune.json").read_text(encoding="utf-8"))
+    assert record["dense"]["error"] == [pytest.approx(1 - model.evaluate(data.test).accuracy)]
+    assert record["dense"]["kept"] == [weights]
     assert [point["sparsity"] for point in record["points"]] == [0.5, 0.9]
     for point in record["points"]:
         assert point["kept"] == [weights - round(point["sparsity"] * weights)] * 2
-        small = mm.load(record["files"][f"pruned-{point['sparsity']:g}"])
-        assert small.population == 2
-        np.testing.assert_allclose(1 - small.evaluate(data.test).accuracy, point["error"])
-        np.testing.assert_allclose(1 - small.evaluate(data.validation).accuracy, point["validation_error"])
-    assert [json.loads(line)["done"] for line in Path("pruned/log.jsonl").read_text(encoding="utf-8").splitlines()] == [
+        for i in range(2):
+            small = mm.load(record["files"][f"pruned-{point['sparsity']}-{i}"])
+            assert small.population is None and small.nbytes == point["bytes"][i]
+            assert 1 - small.evaluate(data.test).accuracy == pytest.approx(point["error"][i])
+            assert 1 - small.evaluate(data.validation).accuracy == pytest.approx(point["validation_error"][i])
+    assert [
+        json.loads(line)["done"]
+        for line in Path("runs/dense-pruned-0/log.jsonl").read_text(encoding="utf-8").splitlines()
+    ] == [
         1,
         2,
     ]
@@ -598,17 +603,28 @@ def test_prune_draws_the_trade_off(trained, capsys):
         (["--sparsity", "0.5,0.5"], "--sparsity: expected different", 2),
         (["--sparsity", ""], "--sparsity: expected", 2),
         (["--seeds", "0"], "seeds", 2),
-        (["--score", "importance"], "score: expected a function of Evidence or one of magnitude", 1),
-        (["--pattern", "4:2"], "n_of_m: expected 0 < n < m", 1),
-        (["--pattern", "channels"], "pattern: expected a pattern, '2:4' or one of", 1),
-        (["--allocation", "best"], "allocation: expected one of global", 1),
-        (["--schedule", "never"], "schedule: expected a schedule or one of one_shot", 1),
-        (["--cap", "0.1"], "cap: 0.1 leaves", 1),
-        (["--teach", "2"], "teacher: expected a weight from 0 to 1, got 2.0", 1),
-        (["--epochs", "0"], "schedule: any but one_shot needs", 1),
+        (["--score", "importance"], "--score", 2),
+        (["--pattern", "4:2"], "n_of_m: expected 0 < n < m", 2),
+        (["--pattern", "channels"], "pattern: expected a pattern, '2:4' or one of", 2),
+        (["--allocation", "best"], "--allocation", 2),
+        (["--schedule", "never"], "--schedule", 2),
+        (["--cap", "0.1"], "cap: 0.1 keeps", 1),
+        (["--teach", "2"], "--teach", 2),
+        (["--epochs", "0"], "epochs: expected at least 1 to prune in", 1),
     ],
 )
 def test_prune_refuses_what_does_not_fit(trained, folder, capsys, arguments, message, expected):
     found = in_process(capsys, "prune", "dense.safetensors", "digits", *arguments)
     assert_refused(*found, message, expected)
-    assert not list(folder.glob("pruned/*.safetensors"))
+    assert not list(folder.glob("runs/**/*"))
+
+
+def test_a_refused_run_leaves_the_one_before(trained, folder, capsys):
+    pruned(capsys, "--sparsity", "0.9")
+    before = {path: path.read_bytes() for path in folder.glob("runs/**/*.*")}
+    for wrong in (["--cap", "0.1"], ["--epochs", "0"]):
+        assert in_process(capsys, "prune", "dense.safetensors", "digits", *wrong)[0] == 1
+    assert {path: path.read_bytes() for path in folder.glob("runs/**/*.*")} == before
+    again = ["--out", "runs/dense-pruned-0", "--sparsity", "0.9"]
+    found = in_process(capsys, "prune", "runs/dense-pruned-0/pruned-0.9.safetensors", "digits", *again)
+    assert_refused(*found, "is MODEL itself", 2)

@@ -1,6 +1,7 @@
 """Pruning: masks against torch.nn.utils.prune, counts with ties, and zeros that stay zeros."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 import minimodel as mm
 from minimodel import losses, optimizers, tree
+from minimodel.compress import pruning
 from minimodel.model import Model
 
 NETWORK = mm.Network((4, 6, 3))
@@ -113,7 +115,6 @@ TIES = model_of([[1, -1], [1, 2]], [[1], [-3]])
         ({"sparsity": 0.5, "allocation": "uniform"}, [[1, 0], [0, 1]], [[0], [1]]),
         ({"allocation": [0.25, 0.0]}, [[1, 1], [0, 1]], [[1], [1]]),
         ({"allocation": (0.75, 1.0)}, [[0, 0], [0, 1]], [[0], [0]]),
-        ({"count": 1, "allocation": "uniform"}, [[1, 1], [0, 1]], [[1], [1]]),
         ({"allocation": np.array([0.5, 0])}, [[1, 0], [0, 1]], [[1], [1]]),
         ({"threshold": 0}, [[1, 1], [1, 1]], [[1], [1]]),
         ({"threshold": 1}, [[1, 1], [1, 1]], [[1], [1]]),
@@ -416,14 +417,16 @@ def test_the_same_seed_gives_the_same_bits(backend, data):
         ({"count": True}, "count: expected"),
         ({"count": [25, 0]}, "count: expected"),
         ({"sparsity": 0.5, "allocation": "channel"}, "allocation: expected one of global, uniform, erdos_renyi"),
-        ({"threshold": 0.5, "schedule": "gradual", "epochs": 2}, "schedule: any but one_shot"),
-        ({"sparsity": 0.5, "schedule": "gradual"}, "schedule: any but one_shot"),
+        ({"threshold": 0.5, "schedule": "gradual", "epochs": 2}, "threshold: it prunes at once"),
+        ({"count": 5, "allocation": "uniform"}, "count: it is of all layers together"),
+        ({"sparsity": 0.5, "schedule": "regrow", "pattern": "neurons", "epochs": 2}, "schedule: a neuron that is gone"),
+        ({"sparsity": 0.5, "schedule": "gradual"}, "epochs: expected at least 1 to prune in"),
         ({"sparsity": 0.5, "schedule": "cubic"}, "schedule: expected a schedule or one of one_shot, periodic"),
         ({"sparsity": 0.5, "score": "importance"}, "score: expected a function of Evidence or one of magnitude"),
         ({"sparsity": 0.5, "score": "movement"}, "score: movement is that of a training"),
-        ({"sparsity": 0.9, "cap": 0.5}, "cap: 0.5 leaves 21 of 42 units, more than the sparsity does"),
+        ({"sparsity": 0.9, "cap": 0.5}, "cap: 0.5 keeps 21 of 42 units, the sparsity only 4"),
         ({"sparsity": 0.9, "cap": 1.5}, "cap: expected"),
-        ({"sparsity": 0.5, "rewind": ()}, "params: expected"),
+        ({"sparsity": 0.5, "rewind": ()}, "rewind: expected"),
         ({"sparsity": 0.5, "epochs": -1}, "epochs"),
         ({"sparsity": 0.5, "batch_size": 0}, "batch_size"),
         ({"sparsity": 0.5, "seed": None}, "seed"),
@@ -438,3 +441,114 @@ def test_data_that_do_not_fit_are_refused():
     x = np.random.default_rng(0).normal(size=(30, 5))
     with pytest.raises(ValueError, match=r"train\.x: the network takes \(n, 4\)"):
         one_shot(random_model(), mm.datasets.split(x, (x[:, 0] > 0).astype(int), seed=0), sparsity=0.5)
+
+
+@pytest.mark.parametrize("schedule", [mm.pruning_schedules.periodic(rounds=3), "gradual", "regrow"])
+def test_patience_waits_for_the_last_cut(data, schedule):
+    """At a rate of 0 nothing ever improves."""
+    options = {"epochs": 30, "optimizer": optimizers.sgd(0.0), "patience": 2, "sparsity": 0.8, "schedule": schedule}
+    found = mm.prune(random_model(), data, seed=0, **options)
+    assert removed(found) == round(0.8 * WEIGHTS)
+    assert len(found.history["validation_loss"]) < 30
+
+
+def test_a_member_that_stopped_goes_on_after_a_cut(data):
+    """Its best is sought anew under the new masks: at no rate at all it is what the last cut left."""
+    found = mm.prune(
+        random_model(2), data, seed=0, sparsity=0.8, schedule="periodic", epochs=20, patience=[1, 3],
+        optimizer=optimizers.sgd([0.0, 0.01]),
+    )  # fmt: skip
+    alone = mm.prune(random_model(2).member(0), data, seed=0, sparsity=0.8, schedule="periodic", epochs=20,
+                     optimizer=optimizers.sgd(0.0))  # fmt: skip
+    for a, b in zip(tree.leaves(found.member(0).params), tree.leaves(alone.params), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("schedule", ["gradual", "periodic"])
+def test_a_schedule_begins_where_the_model_is(data, schedule, monkeypatch):
+    """No cut is idle: from 60 % on each removes some."""
+    before, seen = one_shot(random_model(), data, sparsity=0.6), []
+    cut = pruning.Pruner.cut
+
+    def watched(self, epoch, masks, params, moved):
+        found = cut(self, epoch, masks, params, moved)
+        seen.extend(sum(int(mask.sum()) for mask in found.masks) for _ in (0,) if found is not None)
+        return found
+
+    monkeypatch.setattr(pruning.Pruner, "cut", watched)
+    found = mm.prune(before, data, seed=0, sparsity=0.9, schedule=schedule, epochs=8)
+    assert removed(found) == round(0.9 * WEIGHTS)
+    assert seen[0] < WEIGHTS - round(0.6 * WEIGHTS)
+    assert all(one > other for one, other in pairwise(seen))
+
+
+def test_scores_that_are_no_numbers_are_refused(data, backend):
+    def wrong(e):
+        return tuple(layer.weight * float("nan") for layer in e.params)
+
+    with pytest.raises(ValueError, match="score: wrong gave NaN"):
+        one_shot(random_model(), data, sparsity=0.5, score=wrong, backend=backend)
+
+
+def test_infinite_scores_of_pruned_weights_do_not_matter(data, backend):
+    """log|w| of what is gone is −∞, which no unit is to inherit."""
+
+    def logarithm(e):
+        xp = e.backend.xp
+        return tuple(xp.log(xp.abs(layer.weight)) for layer in e.params)
+
+    half = one_shot(random_model(), data, sparsity=0.3)
+    with np.errstate(divide="ignore"):
+        for pattern in ("unstructured", "columns", "neurons"):
+            found = one_shot(half, data, sparsity=0.5, score=logarithm, pattern=pattern, backend=backend)
+            assert any(mask.any() for mask in found.masks)
+            assert all((~kept | was).all() for kept, was in zip(found.masks, half.masks, strict=True))
+
+
+def test_a_score_of_integers_or_flags_will_do(data, backend):
+    def flags(e):
+        return tuple(layer.weight > 0 for layer in e.params)
+
+    found = one_shot(random_model(), data, sparsity=0.2, score=flags, backend=backend)
+    assert removed(found) == round(0.2 * WEIGHTS)
+
+
+@pytest.mark.parametrize("pattern", ["rows", "columns"])
+def test_lines_that_stay_are_not_refilled(data, pattern):
+    """Regrowing exchanges whole lines; what was pruned within those that stay remains so."""
+    half = one_shot(random_model(), data, sparsity=0.5)
+    options = {"pattern": pattern, "schedule": mm.pruning_schedules.regrow(first="magnitude", drop=0.0)}
+    found = mm.prune(half, data, seed=0, sparsity=0.2, epochs=4, **options)
+    assert all((~kept | was).all() for kept, was in zip(found.masks, half.masks, strict=True))
+
+
+def test_scores_of_losses_obey_the_weights_of_rows(data):
+    """Without weight half of the rows do not count."""
+    weight = (data.train.y == 0).astype(float)
+    only = replace(data, train=mm.Dataset(data.train.x[data.train.y == 0], data.train.y[data.train.y == 0]))
+    for score in ("taylor", "fisher", "neuron_taylor"):
+        found = mm.prune(random_model(), data, seed=0, sparsity=0.5, epochs=0, score=score, sample_weight=weight)
+        assert_same_masks(found, one_shot(random_model(), only, sparsity=0.5, score=score))
+
+
+@pytest.mark.parametrize("pattern", ["rows", "columns", "neurons"])
+def test_units_round_alike_on_every_backend(data, backend, pattern):
+    """Lines that are permutations of one another have one score to the bit or not on every backend alike."""
+    rng = np.random.default_rng(5)
+    line = rng.normal(size=32).astype(np.float32)
+    network = mm.Network((32, 32, 3))
+    weight = np.stack([rng.permutation(line) for _ in range(32)], axis=1)
+    params = mm.Layer(weight, np.ones(32, np.float32)), mm.Layer(weight[:, :3].copy(), np.ones(3, np.float32))
+    model = Model(network, params, losses.softmax_cross_entropy)
+    x = rng.normal(size=(60, 32))
+    splits = mm.datasets.split(x, np.arange(60) % 3, seed=0)
+    for score in ("magnitude", "squared"):
+        options = {"sparsity": 0.5, "pattern": pattern, "score": score}
+        assert_same_masks(one_shot(model, splits, backend=backend, **options), one_shot(model, splits, **options))
+
+
+def test_a_model_to_rewind_to(data):
+    start = random_model(seed=3)
+    found = one_shot(random_model(), data, sparsity=0.5, rewind=start)
+    for layer, mask, first in zip(found.params, found.masks, start.params, strict=True):
+        np.testing.assert_array_equal(layer.weight, first.weight * mask)

@@ -1,6 +1,6 @@
 """What several commands take, and the files of a run."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -20,16 +20,19 @@ TASK = click.option("--task", type=click.Choice(datasets.TASKS), help="Where the
 MODEL = click.argument("model_path", metavar="MODEL", type=click.Path(path_type=Path))
 
 
-def run_files(out: Path, names: Sequence[str], run: str, plot: bool) -> dict[str, str]:
-    """The files of a run in its folder, those of a run before removed."""
+def run_files(out: Path, names: Iterable[str], run: str, plot: bool) -> dict[str, str]:
+    """The files of a run in its folder."""
     if plot and not find_spec("matplotlib"):
         raise click.UsageError("--plot needs matplotlib: pip install 'minimodel[plot]'")
     if out.exists() and not out.is_dir():
         raise click.UsageError(f"--out: {out} is a file, not a folder")
-    out.mkdir(parents=True, exist_ok=True)
     files = {name: str(out / f"{name}.safetensors") for name in names}
     files |= {"record": str(out / f"{run}.json"), "log": str(out / "log.jsonl")}
-    files |= {"plot": str(out / f"{run}.png")} if plot else {}
-    for path in files.values():
-        Path(path).unlink(missing_ok=True)
-    return files
+    return files | ({"plot": str(out / f"{run}.png")} if plot else {})
+
+
+def cleared(files: dict[str, str]) -> None:
+    """Make the folder, without the files of a run before."""
+    for path in map(Path, files.values()):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from minimodel import backends, datasets, observe, pipeline, plots, storage
-from minimodel.commands.options import BACKEND, JSON, SEED, TASK, run_files
+from minimodel.commands.options import BACKEND, JSON, SEED, TASK, cleared, run_files
 from minimodel.network import Network
 from minimodel.problem import DivergedError
 from minimodel.terminal import environment, progress_bars, show, to_json
@@ -55,6 +55,7 @@ def run(
     network = Network((splits.train.x.shape[1], *_sizes(hidden), splits.outputs))
     out = out or Path("runs") / f"{Path(data).stem}-{backend.replace(':', '-')}-{seed}"
     files = run_files(out, (*pipeline.STAGES, "model"), "run", plot)
+    cleared(files)
     stages = []
     with progress_bars() as show_progress:
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from minimodel.compress.shrinking import shrink
 from minimodel.datasets import Normalization, check_x
-from minimodel.model import Model
+from minimodel.model import ROWS, Model
 from minimodel.network import Layer, Params
 from minimodel.problem import check_count
 
@@ -48,6 +48,8 @@ class Deployed:
         x, model = check_x(x), self.model
         if x.shape[1] != model.features:
             raise ValueError(f"x: expected (n, {model.features}), got {x.shape}")
+        if len(x) > ROWS:
+            return np.concatenate([self.outputs(x[start : start + ROWS]) for start in range(0, len(x), ROWS)])
         x = x if self.features is None else x.take(self.features, axis=1)
         a = (self.normalization(x) if self.normalization else x.astype(np.float32)).T
         for i, (matrix, bias) in enumerate(zip(self.matrices, self.biases, strict=True)):

@@ -66,10 +66,11 @@ def exchange(scores: Arrays, growth: Arrays, old: Arrays, part: Array, *, choice
     )
     wanted = tuple(xp.where(s, xp.full_like(g, float("inf")), g) for s, g in zip(stay, grown, strict=True))
     allowed = first(wanted, shapes, choice) or tuple(xp.ones_like(s) for s in stay)
-    kept = tuple(
-        s | keep((g,), (a & ~s,), [], m, backend)[0] for s, g, a, m in zip(stay, grown, allowed, moved, strict=True)
+    come = tuple(
+        keep((g,), (a & ~s,), [], m, backend)[0] for s, g, a, m in zip(stay, grown, allowed, moved, strict=True)
     )
-    return masks_of(kept, shapes, scores, None, choice)
+    same, new = masks_of(stay, shapes, scores, old, choice), masks_of(come, shapes, scores, None, choice)
+    return tuple(s | n for s, n in zip(same, new, strict=True))
 
 
 def flat_units(scores: Arrays, old: Arrays | None, choice: Choice) -> tuple[Arrays, Arrays | None]:
@@ -78,7 +79,8 @@ def flat_units(scores: Arrays, old: Arrays | None, choice: Choice) -> tuple[Arra
     if old is None:
         return flat(pattern.units(scores), xp), None
     there = tuple(xp.astype(mask, s.dtype) for mask, s in zip(old, scores, strict=True))
-    units = flat(pattern.units(tuple(s * mask for s, mask in zip(scores, there, strict=True))), xp)
+    live = tuple(xp.where(mask, s, xp.zeros_like(s)) for s, mask in zip(scores, old, strict=True))
+    units = flat(pattern.units(live), xp)
     present = tuple(part > 0 for part in flat(pattern.units(there), xp))
     lowest = (xp.full_like(unit, -float("inf")) for unit in units)
     return tuple(xp.where(p, u, low) for p, u, low in zip(present, units, lowest, strict=True)), present

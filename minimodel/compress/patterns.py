@@ -84,10 +84,21 @@ class Lines(_Free):
     axis: int
 
     def units(self, values: Arrays) -> Arrays:
-        return tuple(namespace(value).mean(value, axis=self.axis, keepdims=True) for value in values)
+        return tuple(mean(value, self.axis) for value in values)
 
     def masks(self, kept: Arrays, like: Arrays) -> Arrays:
         return tuple(namespace(k).broadcast_to(k, w.shape) for k, w in zip(kept, like, strict=True))
+
+
+def mean(x: Array, axis: int) -> Array:
+    """Over an axis, which stays; halves are added to halves, so that every backend rounds alike."""
+    xp, n = namespace(x), x.shape[axis]
+    x = xp.moveaxis(x, axis, 0)
+    while x.shape[0] > 1:
+        half = x.shape[0] // 2
+        added = x[:half, ...] + x[half : 2 * half, ...]
+        x = xp.concat([added, x[2 * half :, ...]], axis=0) if x.shape[0] % 2 else added
+    return xp.moveaxis(x * (1 / n), 0, axis)
 
 
 @dataclass(frozen=True)
@@ -112,7 +123,7 @@ class Neurons(_Free):
 
 def get(pattern: str | Pattern) -> Pattern:
     """A pattern by its name, "2:4" for two of four, or the pattern itself."""
-    if not isinstance(pattern, str) and hasattr(pattern, "units"):
+    if not isinstance(pattern, str | type) and hasattr(pattern, "units"):
         return pattern
     if isinstance(pattern, str) and pattern in NAMES:
         return globals()[pattern]()

@@ -9,9 +9,9 @@ import numpy as np
 from minimodel import random
 from minimodel.backends import Backend, load
 from minimodel.compress import patterns, pruning_schedules, scores
-from minimodel.compress.knife import Cut, Knife, sample
 from minimodel.compress.patterns import Pattern
-from minimodel.compress.pruning_schedules import OneShot, PruningSchedule
+from minimodel.compress.pruner import Cut, Pruner, sample
+from minimodel.compress.pruning_schedules import PruningSchedule
 from minimodel.compress.scores import Score
 from minimodel.compress.shrinking import warn_of_collapse
 from minimodel.compress.target import find_target
@@ -43,7 +43,7 @@ def prune(
     schedule: str | PruningSchedule = "one_shot",
     cap: float = 1.0,
     correct: bool = False,
-    rewind: Params | None = None,
+    rewind: Params | Model | None = None,
     backend: str | Backend = "numpy",
     sample_weight: Any = None,
     class_weight: Any = None,
@@ -68,41 +68,54 @@ def prune(
     cap          the largest part of its units that a layer may lose: below 1 no layer collapses
     correct      let the weights that stay make up for those that go, layer by layer (optimal brain surgeon)
     rewind       parameters to which the weights that stay return whenever others go; those that training began with
-                 make a lottery ticket (Frankle, Carbin 2019)
+                 make a lottery ticket (Frankle, Carbin 2019), and calls one after another iterate it
     teacher      learn from a model's outputs, the dense one's say, as well as from the targets
     training     of what is left, as in ``gradient_descent``, by default 10 epochs; epochs=0 only prunes
 
-    The masks are enforced on the weights and on the optimizer's state. Warns where no kept weight of a layer lies on a
-    way from an input to an output. Raises ValueError for input that does not fit.
+    The masks are enforced on the weights and on the optimizer's state, which begins anew where ``correct`` or
+    ``rewind`` change the parameters. A callback that ends the run early leaves it at the sparsity it had got to. Warns
+    where no kept weight of a layer lies on a way from an input to an output. Raises ValueError for input that does not
+    fit.
     """
     check_training(training)
+    if not isinstance(model, Model):
+        raise TypeError(f"model: expected a Model, got {model!r:.80}")
     backend, keys = load(backend), run_keys(seed, model.population)
     score, pattern, schedule = scores.get(score), patterns.get(pattern), pruning_schedules.get(schedule)
     epochs = check_count("epochs", training.setdefault("epochs", 10), 0)
     goals = {"sparsity": sparsity, "threshold": threshold, "count": count}
-    target = find_target(goals, allocation, pattern, cap, model.network, keys.shape[:-1])
-    if not isinstance(schedule, OneShot) and (threshold is not None or epochs < 1):
-        raise ValueError("schedule: any but one_shot needs a sparsity or a count, and at least 1 epoch")
+    target = find_target(goals, allocation, pattern, cap, model.network, keys.shape[:-1], model.masks)
+    if 1.0 not in schedule.parts(0, epochs):  # there are cuts to come
+        if threshold is not None:
+            raise ValueError(f"threshold: it prunes at once, expected schedule='one_shot', got {schedule!r}")
+        if epochs < 1:
+            raise ValueError(
+                f"epochs: expected at least 1 to prune in, with schedule='one_shot' 0 would do; got {epochs}"
+            )
     if rewind is not None:
-        rewind = check_params(model.network, rewind, model.population)
+        rewind = check_params(model.network, getattr(rewind, "params", rewind), model.population, "rewind")
         if correct:
             raise ValueError("correct: rewinding would undo the corrections; give one of correct and rewind")
+    if schedule.grow and isinstance(pattern, patterns.Neurons):
+        raise ValueError("schedule: a neuron that is gone has no weights to grow by; regrow takes other patterns")
     weights = {"sample_weight": sample_weight, "class_weight": class_weight}
     problem = prepare(model.network, data, model.loss, backend, fitted=model, teacher=teacher, **weights)
     key = random.fold_in(keys, SCORES)
-    knife = Knife(problem, schedule, score, pattern, target, sample(problem), key, epochs, rewind, correct)
+    pruner = Pruner(problem, schedule, score, pattern, target, sample(problem), key, epochs, rewind, correct)
     masks, params = model.masks, model.params
-    moving = score is scores.movement
+    moving = scores.is_of_training(score)
     if moving:
         if schedule.first is None and not any(1.0 in schedule.parts(epoch, epochs) for epoch in range(1, epochs)):
             raise ValueError("score: movement is that of a training; take a schedule that prunes while training")
         training["optimizer"] = optimizers.tracked(training.get("optimizer") or DEFAULT)
-    if (not moving or schedule.first) and (cut := knife.cut(0, masks, to_backend(backend, params), None)):
+    if (not moving or schedule.first) and (cut := pruner.cut(0, masks, to_backend(backend, params), None)):
         masks, params = cut.masks, params if cut.params is None else cut.params
 
     def remask(epoch: int, masks: Masks | None, params: Params, opt_state: Tree) -> Cut | None:
-        return knife.cut(epoch, masks, params, opt_state.total if moving else None) if epoch else None
+        return pruner.cut(epoch, masks, params, opt_state.total if moving else None) if epoch else None
 
-    run = fit(problem, keys=keys, params=params, masks=masks, remask=remask, **training)
+    cuts = [at for at in range(epochs) if schedule.parts(at, epochs) or schedule.exchanged(at, epochs)]
+    settled = max(cuts, default=0)
+    run = fit(problem, keys=keys, params=params, masks=masks, remask=remask, settled=settled, **training)
     warn_of_collapse(run.masks)
     return finished("prune", run, lambda params: replace(model, params=params, quantized=None, bits=None))

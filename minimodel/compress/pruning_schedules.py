@@ -24,8 +24,8 @@ class PruningSchedule(Protocol):
     def parts(self, epoch: int, epochs: int) -> tuple[float, ...]:
         """The parts of the way that are gone before this epoch, each with scores of its own."""
 
-    def sparsity(self, s: np.ndarray, t: float) -> np.ndarray:
-        """The sparsity at part t < 1 of the way to s."""
+    def sparsity(self, before: np.ndarray, s: np.ndarray, t: float) -> np.ndarray:
+        """The sparsity at part t < 1 of the way from that before to s."""
 
     def exchanged(self, epoch: int, epochs: int) -> float:
         """The part of each layer's kept units that is exchanged for others before this epoch."""
@@ -49,9 +49,9 @@ class _Nested:
 
 
 class _Geometric(_Nested):
-    def sparsity(self, s: np.ndarray, t: float) -> np.ndarray:
-        """1 − (1 − s)ᵗ: equal parts of what is left, again and again."""
-        return 1 - (1 - s) ** t
+    def sparsity(self, before: np.ndarray, s: np.ndarray, t: float) -> np.ndarray:
+        """1 − (1 − s₀)¹⁻ᵗ(1 − s)ᵗ: equal parts of what is left, again and again."""
+        return 1 - (1 - before) ** (1 - t) * (1 - s) ** t
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Periodic(_Geometric):
 
 @dataclass(frozen=True)
 class Gradual(_Nested):
-    """s·(1 − (1 − t)³), before every epoch of the ramp."""
+    """s₀ + (s − s₀)·(1 − (1 − t)³), before every epoch of the ramp."""
 
     ramp: float
 
@@ -86,8 +86,8 @@ class Gradual(_Nested):
         last = min(round(self.ramp * epochs), epochs - 1)
         return ((epoch + 1) / (last + 1),) if epoch <= last else ()
 
-    def sparsity(self, s: np.ndarray, t: float) -> np.ndarray:
-        return s * (1 - (1 - t) ** 3)
+    def sparsity(self, before: np.ndarray, s: np.ndarray, t: float) -> np.ndarray:
+        return before + (s - before) * (1 - (1 - t) ** 3)
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Regrow:
     def parts(self, epoch: int, epochs: int) -> tuple[float, ...]:
         return (1.0,) if epoch == 0 else ()
 
-    def sparsity(self, s: np.ndarray, t: float) -> np.ndarray:
+    def sparsity(self, before: np.ndarray, s: np.ndarray, t: float) -> np.ndarray:
         return s
 
     def exchanged(self, epoch: int, epochs: int) -> float:
@@ -126,7 +126,7 @@ def periodic(*, rounds: int = 5, ramp: float = RAMP) -> PruningSchedule:
 
 
 def gradual(*, ramp: float = RAMP) -> PruningSchedule:
-    """s(t) = s·(1 − (1 − t)³) over the first part ``ramp`` of the epochs.
+    """s(t) = s₀ + (s − s₀)·(1 − (1 − t)³) over the first part ``ramp`` of the epochs, from what is pruned already.
 
     Zhu, Gupta: To prune, or not to prune (2017).
     """
@@ -134,14 +134,14 @@ def gradual(*, ramp: float = RAMP) -> PruningSchedule:
 
 
 def regrow(
-    *, first: Any = "random_order", grow: Any = "gradient", drop: float = 0.3, every: int = 1, until: float = 0.75
+    *, first: Any = "random", grow: Any = "gradient", drop: float = 0.3, every: int = 1, until: float = 0.75
 ) -> PruningSchedule:
     """Sparse from the start: after every so many epochs each layer drops its lowest weights and grows others.
 
     first    the score of the first masks
-    grow     the score of weights to come, which start at 0: "gradient" is RigL, "random_order" is SET. Of whole neurons
-             that are gone the gradient is 0
-    drop     ζ, the part of the kept weights that is exchanged; it falls as a cosine to 0 at ``until`` of the epochs
+    grow     the score of weights to come, which start at 0: "gradient" is RigL, "random" is SET
+    drop     ζ, the part of the kept weights that is exchanged; it falls as a cosine to 0 at ``until`` of the epochs,
+             for SET too, whose paper keeps it as it is
 
     For RigL and SET give a fresh model and allocation="erdos_renyi". Evci et al., Rigging the lottery (2020); Mocanu et
     al., Scalable training of artificial neural networks with adaptive sparse connectivity (2018).
@@ -152,6 +152,7 @@ def regrow(
     return Regrow(*ways, _part("drop", drop), check_count("every", every, 1), _part("until", until))
 
 
+ASKED = ("parts", "sparsity", "exchanged", "first", "grow")
 SCHEDULES: dict[str, Callable[[], PruningSchedule]] = {
     "one_shot": one_shot,
     "periodic": periodic,
@@ -162,7 +163,7 @@ SCHEDULES: dict[str, Callable[[], PruningSchedule]] = {
 
 def get(schedule: str | PruningSchedule) -> PruningSchedule:
     """A schedule by its name, or the schedule itself."""
-    if not isinstance(schedule, str) and hasattr(schedule, "parts"):
+    if not isinstance(schedule, str) and all(hasattr(schedule, name) for name in ASKED):
         return schedule
     if not isinstance(schedule, str) or schedule not in SCHEDULES:
         raise ValueError(f"schedule: expected a schedule or one of {', '.join(SCHEDULES)}, got {schedule!r}")

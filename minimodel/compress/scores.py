@@ -7,7 +7,7 @@ A score is a function of ``Evidence`` that gives, for each layer, an array that 
 from collections.abc import Callable
 from typing import NamedTuple
 
-from minimodel import random
+from minimodel import random as draws
 from minimodel.backends import Backend
 from minimodel.compress.surgeon import removal_costs
 from minimodel.gradients import forward, objective, row_deltas, squared_gradients
@@ -21,9 +21,11 @@ class Evidence(NamedTuple):
     """What a score may look at.
 
     params   the network as it is, weights that are pruned already being 0
-    rows     training rows: x (rows, in) and encoded targets t
+    rows     training rows: x (rows, in), encoded targets t, with a teacher's beside them, and their weight in the loss
+    loss     in training, of a teacher too; gradients and what is made of them obey the weights, while statistics of
+             activations take all rows alike
     key      (*population, 2), for draws
-    moved    −Σ w∘∂J/∂w over the steps so far, of weights; only for ``movement``
+    moved    −Σ w∘∂J/∂w over the steps since the optimizer began, of weights; for a score marked ``of_training``
     """
 
     network: Network
@@ -36,6 +38,7 @@ class Evidence(NamedTuple):
 
 
 Score = Callable[[Evidence], tuple[Array, ...]]
+OF_TRAINING = "of_training"
 
 
 def magnitude(e: Evidence) -> tuple[Array, ...]:
@@ -48,10 +51,10 @@ def squared(e: Evidence) -> tuple[Array, ...]:
     return _of_weights(e, lambda w: w * w)
 
 
-def random_order(e: Evidence) -> tuple[Array, ...]:
+def random(e: Evidence) -> tuple[Array, ...]:
     """Uniform on [0, 1), whatever the weight."""
     return tuple(
-        random.uniform(random.fold_in(e.key, i), layer.weight.shape[-2:], backend=e.backend)
+        draws.uniform(draws.fold_in(e.key, i), layer.weight.shape[-2:], backend=e.backend)
         for i, layer in enumerate(e.params)
     )
 
@@ -70,13 +73,27 @@ def taylor(e: Evidence) -> tuple[Array, ...]:
 
 
 def movement(e: Evidence) -> tuple[Array, ...]:
-    """−Σ w·∂J/∂w over the steps of training so far: high where the weight moves away from 0, lowest where it shrinks.
+    """−Σ w·∂J/∂w over the steps since the optimizer began: high where w moves away from 0, lowest where it shrinks.
 
     For schedules that prune while training. Sanh, Wolf, Rush: Movement pruning (2020), equation 2.
     """
     if e.moved is None:
         raise ValueError("score: movement is that of a training; use it with a schedule that prunes while training")
     return e.moved
+
+
+def of_training(score: Score) -> Score:
+    """Marks a score that looks at ``Evidence.moved``, which a training fills as it goes."""
+    setattr(score, OF_TRAINING, True)
+    return score
+
+
+def is_of_training(score: Score) -> bool:
+    """Whether it was marked so."""
+    return getattr(score, OF_TRAINING, False)
+
+
+of_training(movement)
 
 
 def lamp(e: Evidence) -> tuple[Array, ...]:
@@ -124,7 +141,11 @@ def synaptic_flow(e: Evidence) -> tuple[Array, ...]:
 
 
 def wanda(e: Evidence) -> tuple[Array, ...]:
-    """|w_ij|·‖a_i‖, a_i the input over the rows. Sun et al., A simple and effective pruning approach (2024)."""
+    """|w_ij|·‖a_i‖/√n, a_i the input over n rows.
+
+    The paper compares the weights of one output only; here those of all that the allocation compares. Sun et al., A
+    simple and effective pruning approach for large language models (2024).
+    """
     xp, found = e.backend.xp, []
     for layer, step in zip(e.params, forward(e.network, e.params, e.rows.x), strict=True):
         size = xp.sqrt(xp.mean(step.a * step.a, axis=-2))
@@ -138,7 +159,7 @@ def fisher(e: Evidence) -> tuple[Array, ...]:
     LeCun, Denker, Solla: Optimal brain damage (1990); Theis et al., Faster gaze prediction (2018).
     """
     steps = forward(e.network, e.params, e.rows.x)
-    found = squared_gradients(e.network, e.loss, e.params, steps, e.rows.t)
+    found = squared_gradients(e.network, e.loss, e.params, steps, e.rows.t, e.rows.weight)
     return tuple(0.5 * w.weight * w.weight * f.weight for w, f in zip(e.params, found, strict=True))
 
 
@@ -167,11 +188,12 @@ def neuron_taylor(e: Evidence) -> tuple[Array, ...]:
     deltas = row_deltas(e.network, e.loss, e.params, steps, e.rows.t)
     pairs = [(step.f, back) for step, (_, back) in zip(steps[1:], deltas, strict=False)]
     pairs.append((steps[-1].z, deltas[-1][0]))
-    return tuple(xp.mean(xp.abs(a * by), axis=-2, keepdims=True) for a, by in pairs)
+    weight = 1.0 if e.rows.weight is None else e.rows.weight[..., None]
+    return tuple(xp.mean(xp.abs(a * by) * weight, axis=-2, keepdims=True) for a, by in pairs)
 
 
 NAMES = (
-    "magnitude", "squared", "random_order", "gradient", "taylor", "movement", "lamp", "synaptic_flow", "wanda",
+    "magnitude", "squared", "random", "gradient", "taylor", "movement", "lamp", "synaptic_flow", "wanda",
     "fisher", "surgeon", "activation", "neuron_taylor",
 )  # fmt: skip
 
@@ -179,8 +201,9 @@ NAMES = (
 def get(score: str | Score, argument: str = "score") -> Score:
     """A score by its name, or the function itself."""
     if callable(score):
+        hash(score)  # programs are cached by it
         return score
-    if score not in NAMES:
+    if not isinstance(score, str) or score not in NAMES:
         raise ValueError(f"{argument}: expected a function of Evidence or one of {', '.join(NAMES)}, got {score!r}")
     return globals()[score]
 
@@ -206,13 +229,14 @@ class Asked(NamedTuple):
 
 def measure(
     params: Params, rows: Rows, key: Array, moved: tuple[Array, ...] | None, *, asked: Asked
-) -> tuple[Array, ...]:
-    """The scores of every weight, as large as the weights."""
+) -> tuple[tuple[Array, ...], Array]:
+    """The scores of every weight, as large as the weights; and whether one of them is no number."""
+    xp = asked.backend.xp
     evidence = Evidence(asked.network, asked.loss, asked.backend, params, rows, key, moved)
     found, shapes = asked.score(evidence), [layer.weight.shape for layer in params]
     try:
-        return tuple(asked.backend.xp.broadcast_to(s, shape) for s, shape in zip(found, shapes, strict=True))
+        found = tuple(xp.broadcast_to(xp.astype(s, xp.float32), shape) for s, shape in zip(found, shapes, strict=True))
     except (TypeError, ValueError, AttributeError) as error:
-        raise ValueError(
-            f"score: expected an array for each layer that broadcasts to {shapes}, got {found!r:.200}"
-        ) from error
+        expected = f"expected an array for each layer that broadcasts to {shapes}"
+        raise ValueError(f"score: {expected}, got {found!r:.200}") from error
+    return found, xp.any(xp.stack([xp.any(xp.isnan(s)) for s in found]))

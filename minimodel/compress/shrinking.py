@@ -10,7 +10,7 @@ from minimodel.model import Model
 from minimodel.network import Layer
 from minimodel.problem import Masks
 from minimodel.qarray import QArray
-from minimodel.summary import live_units, ways
+from minimodel.summary import live_units, paths
 from minimodel.tree import Array
 
 
@@ -21,7 +21,7 @@ def shrink(model: Model) -> Model:
     same raw data, of which ``inputs`` says what it looks at, and gives the same outputs up to rounding. Of a population
     only what no network needs is removed. The state of the run is dropped.
     """
-    fed, _ = ways([layer.weight != 0 for layer in model.params])
+    fed, _ = paths([layer.weight != 0 for layer in model.params])
     live = live_units(model.params)
     layers, whole = [model.params[0]], model.params[0].bias
     for i, (weight, bias) in enumerate(model.params[1:], start=1):
@@ -65,7 +65,7 @@ def warn_of_collapse(masks: Masks | None) -> None:
     """Say so where no kept weights lead from an input to an output: the outputs are constant then."""
     if masks is None:
         return
-    fed, used = ways(masks)
+    fed, used = paths(masks)
     empty = ~np.any([mask.any(axis=(-2, -1)) for mask in masks], axis=0)  # as it was asked for
     alive = empty | np.all([u.any(axis=-1) for u in (fed[-1], used[0])], axis=0)
     if not alive.all():

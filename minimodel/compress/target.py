@@ -9,26 +9,29 @@ import numpy as np
 from minimodel.compress.allocation import check_allocation, sparsities
 from minimodel.compress.patterns import Pattern
 from minimodel.network import Network
-from minimodel.problem import check_numbers
+from minimodel.problem import Masks, check_numbers
+
+Reached = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 class Target(NamedTuple):
     """The sparsity of each group, (*population,): of all units, pooled, or of each layer's; or a threshold of scores.
 
-    sizes    units of a group
+    sizes    units of a group; ``gone`` is the part of them that was pruned before, (*population,)
     spared   units of each layer that stay before any other layer's go
     """
 
     sizes: list[int]
     sparsities: list[np.ndarray]
+    gone: list[np.ndarray]
     threshold: float | None
     pooled: bool
     spared: tuple[int, ...]
 
-    def kept(self, reached: Callable[[np.ndarray], np.ndarray] = lambda s: s) -> tuple[np.ndarray, ...]:
-        """How many units of each group stay, at a sparsity that is reached on the way."""
-        pairs = zip(self.sizes, self.sparsities, strict=True)
-        return tuple(np.asarray(n - np.round(reached(s) * n), np.int32) for n, s in pairs)
+    def kept(self, reached: Reached = lambda s, gone: s) -> tuple[np.ndarray, ...]:
+        """How many units of each group stay, at the sparsity that is reached on the way."""
+        groups = zip(self.sizes, self.sparsities, self.gone, strict=True)
+        return tuple(np.asarray(n - np.round(reached(s, gone) * n), np.int32) for n, s, gone in groups)
 
 
 def find_target(
@@ -38,6 +41,7 @@ def find_target(
     cap: Any,
     network: Network,
     members: tuple[int, ...],
+    masks: Masks | None = None,
 ) -> Target:
     """The target of a sparsity, a threshold, a count, or of the sparsities of an allocation; checked."""
     units = pattern.units(tuple(np.zeros(shape, np.float32) for shape in network.shapes))
@@ -61,8 +65,10 @@ def find_target(
     threshold = given.get("threshold")
     if threshold is not None:
         number = check_numbers("threshold", threshold, ())
-        return Target(sizes, [], float(number), pooled, spared)
+        return Target(sizes, [], [], float(number), pooled, spared)
     total = sum(sizes)
+    if "count" in given and not pooled:
+        raise ValueError("count: it is of all layers together, allocation='global'; give a sparsity")
     if "count" in given:
         overall = check_units("count", given["count"], total, members) / total
     else:
@@ -70,11 +76,23 @@ def find_target(
     groups = [total] if pooled else sizes
     floor = [float(np.dot(least, sizes)) / total] if pooled else least
     wanted = [np.maximum(s, low) for s, low in zip(sparsities(overall, allocation, sizes, network), floor, strict=True)]
-    target = Target(groups, wanted, None, pooled, spared)
+    target = Target(groups, wanted, gone_before(masks, pattern, pooled, len(groups)), None, pooled, spared)
     needed = [sum(spared)] if pooled else spared
-    if any((kept < need).any() for kept, need in zip(target.kept(), needed, strict=True)):
-        raise ValueError(f"cap: {cap} leaves {sum(spared)} of {total} units, more than the sparsity does; raise it")
+    for i, (kept, need, size) in enumerate(zip(target.kept(), needed, groups, strict=True)):
+        if (kept < need).any():
+            where = "" if pooled else f" of layer {i}"
+            text = f"cap: {cap} keeps {need} of {size} units{where}, the sparsity only {kept.min()}"
+            raise ValueError(f"{text}; raise the cap or lower the sparsity")
     return target
+
+
+def gone_before(masks: Masks | None, pattern: Pattern, pooled: bool, groups: int) -> list[np.ndarray]:
+    """The part of each group's units that the masks removed."""
+    if masks is None:
+        return [np.zeros(()) for _ in range(groups)]
+    left = [units > 0 for units in pattern.units(tuple(mask.astype(np.float32) for mask in masks))]
+    flat = [units.reshape(*units.shape[:-2], -1) for units in left]
+    return [1 - part.mean(axis=-1) for part in ([np.concatenate(flat, axis=-1)] if pooled else flat)]
 
 
 def check_fraction(name: str, value: Any, members: tuple[int, ...]) -> np.ndarray:

@@ -55,6 +55,7 @@ def fit(
     params: Params | None,
     masks: Masks | None = None,
     remask: Remask | None = None,
+    settled: int = 0,
     through: Through = DIRECT,
     values: Tree = None,
     resume: Model | None = None,
@@ -64,7 +65,8 @@ def fit(
 
     ``remask(epoch, masks, params, opt_state)`` may give new masks before an epoch: they are enforced at once on the
     parameters and on the optimizer's state, and the best is sought anew among the models that obey them. With the
-    masks it may give parameters to go on from, with a new optimizer's state.
+    masks it may give parameters to go on from, with a new optimizer's state. From the epoch ``settled`` on it gives
+    none; patience begins there.
     """
     members, backend = keys.shape[:-1], problem.backend
     options, purposes = check_options(problem, members, **training), random.fold_in(keys, np.arange(3))
@@ -86,11 +88,12 @@ def fit(
             new = remask(done, masks, leave(loop.static, at), leave(loop.static, state.opt_state))
         if new is not None:
             (masks, moved), since = new, done + 1
-            given = given._replace(masks=masks_on(loop.static, masks))
+            active = np.ones(members, bool)
+            given = given._replace(masks=masks_on(loop.static, masks), active=active)
             if moved is not None:
                 state, at = state._replace(opt_state=None), enter(loop.static, to_backend(backend, moved))
             state = loop.restart(state, at, given)
-        elif options.patience is not None and since <= log.done:
+        elif options.patience is not None and max(since, settled) <= log.done:
             going = improving(log.validation[since:], options.patience, options.min_delta)
             if not going.any():
                 break

@@ -1,4 +1,4 @@
-"""The knife of ``prune``: the masks before an epoch, from the scores of that moment."""
+"""What makes the masks of ``prune`` before an epoch, from the scores of that moment."""
 
 from typing import NamedTuple
 
@@ -29,7 +29,7 @@ class Cut(NamedTuple):
     params: Params | None
 
 
-class Knife(NamedTuple):
+class Pruner(NamedTuple):
     """All that decides what goes."""
 
     problem: Problem
@@ -62,8 +62,12 @@ class Knife(NamedTuple):
             params = self.obeying(params, masks)
         if not (parts or exchanged):
             return None
-        moved_to = backend.to_numpy(params) if self.correct else self.rewind
-        return Cut(backend.to_numpy(masks), moved_to)
+        new = backend.to_numpy(masks)
+        if old is not None and all(
+            np.array_equal(n, np.broadcast_to(o, n.shape)) for n, o in zip(new, old, strict=True)
+        ):
+            return None
+        return Cut(new, backend.to_numpy(params) if self.correct else self.rewind)
 
     @property
     def choice(self) -> Choice:
@@ -75,7 +79,11 @@ class Knife(NamedTuple):
         problem = self.problem
         asked = Asked(score, problem.network, problem.objective, problem.backend)
         total = moved and tuple(layer.weight for layer in moved)
-        return problem.backend.jit(scores.measure, static=("asked",))(params, self.rows, key, total, asked=asked)
+        run = problem.backend.jit(scores.measure, static=("asked",))
+        found, wrong = run(params, self.rows, key, total, asked=asked)
+        if problem.backend.to_numpy(wrong).any():
+            raise ValueError(f"score: {getattr(score, '__name__', score)} gave NaN; expected numbers for every weight")
+        return found
 
     def chosen(self, found: tuple[Array, ...], old: tuple[Array, ...] | None, part: float) -> tuple[Array, ...]:
         """The masks at a part of the way."""
@@ -83,7 +91,11 @@ class Knife(NamedTuple):
         if target.threshold is not None:
             run = backend.jit(make.above, static=("choice",))
             return run(found, old, np.asarray(target.threshold, np.float32), choice=self.choice)
-        kept = target.kept(lambda s: self.schedule.sparsity(s, part) if part < 1 else s)
+
+        def reached(s: np.ndarray, before: np.ndarray) -> np.ndarray:
+            return self.schedule.sparsity(before, s, part) if part < 1 else s
+
+        kept = target.kept(reached)
         return backend.jit(make.choose, static=("choice",))(found, old, kept, choice=self.choice)
 
     def obeying(self, params: Params, masks: tuple[Array, ...]) -> Params:
