@@ -25,12 +25,15 @@ FORMS = ("integer", "qdq", "qoperator")
 
 def to_onnx(model: Model | IntegerModel, path: str | Path | None = None, *, form: str = "integer") -> bytes:
     """The ONNX file of a model, or of an integer model in one of the forms; written to ``path`` if there is one."""
-    integers = isinstance(model, IntegerModel)
     source = model.model if isinstance(model, IntegerModel) else model
     if source.population is not None:
         raise ValueError("to_onnx: this is a population; take one of them with .member(i)")
-    if integers and form not in FORMS:
+    if form not in FORMS:
         raise ValueError(f"form: expected one of {', '.join(FORMS)}, got {form!r}")
+    if isinstance(model, Model) and form != "integer":
+        raise ValueError(
+            f"form: a model of floats has one form only; make it integers first, to_integers(…), for {form!r}"
+        )
     graph = Graph()
     x = graph.prepared(source)
     if not isinstance(model, IntegerModel):
@@ -102,15 +105,18 @@ class Graph:
 
     def integer_layers(self, model: IntegerModel, x: str) -> str:
         """As ``integer.run``: every operator is exact or one rounding of float32."""
-        first = model.scales[0]
-        scaled = self.add("Round", self.add("Mul", x, self.constant(np.float32(1) / first.scale)))
-        q = self.clipped(scaled, first.zero_point, first.low, first.high, np.float32)
+        q = self.rows_of(model.scales[0], x)
         for i, layer in enumerate(model.layers):
             product = self.add("MatMulInteger", q, self.constant(layer.weight, np.int8))
             acc = self.add("Add", product, self.constant(layer.bias, np.int32))
             if i + 1 < len(model.layers):
                 q = self.rescaled(acc, layer)
         return self.add("Mul", self.cast(acc, np.float32), self.constant(model.units[-1]))
+
+    def rows_of(self, first: Any, x: str) -> str:
+        """The integers of the rows, as ``IntegerModel.quantized``: QuantizeLinear divides, which rounds otherwise."""
+        scaled = self.add("Round", self.add("Mul", x, self.constant(np.float32(1) / first.scale)))
+        return self.clipped(scaled, first.zero_point, first.low, first.high, np.float32)
 
     def rescaled(self, acc: str, layer: IntegerLayer) -> str:
         """As ``integer.rescaled``; a shift is a product in float64, where it is exact."""
@@ -140,7 +146,8 @@ class Graph:
         network = model.model.network
         if network.activation not in ("relu", "identity") or model.scales[0].high != 127:
             raise ValueError("form: only relu and identity with activations of 8 bits go this way; take form='integer'")
-        a = self.add("QuantizeLinear", x, *self.scale_of(model.scales[0]))
+        first = model.scales[0]
+        a = self.rows_of(first, x) if runtime else self.add("QuantizeLinear", x, *self.scale_of(first))
         for i, (layer, unit, before) in enumerate(zip(model.layers, model.units, model.scales, strict=True)):
             after = () if i + 1 == len(model.layers) else self.scale_of(model.scales[i + 1])
             scale, zeros = self.constant(unit / before.scale), self.constant(np.zeros(len(unit)), np.int8)

@@ -66,11 +66,10 @@ def rescaled(acc: Array, layer: IntegerLayer) -> Array:
     """The int8 integers of the layer's outputs, clipped before they are cast."""
     xp, m = namespace(acc), layer.multiplier[..., None, :]
     low, high, z = (value[..., None, :] for value in (layer.low, layer.high, layer.zero_point))
-    if m.dtype == xp.int32:
-        q = shifted(acc, m) + z
-    else:
-        scaled = xp.round(xp.astype(acc, m.dtype) * m) + xp.astype(z, m.dtype)
-        low, high, q = xp.astype(low, m.dtype), xp.astype(high, m.dtype), scaled
+    if m.dtype == xp.int32:  # clipped before z is added, which could leave int32
+        return xp.astype(xp.minimum(xp.maximum(shifted(acc, m), low - z), high - z) + z, xp.int8)
+    low, high, z = (xp.astype(value, m.dtype) for value in (low, high, z))
+    q = xp.round(xp.astype(acc, m.dtype) * m) + z
     return xp.astype(xp.minimum(xp.maximum(q, low), high), xp.int8)
 
 
@@ -164,7 +163,7 @@ def to_integers(
         raise ValueError(f"shift: the scale of {model.network.activation} is no power of two; take shift=False")
     if not isinstance(data, Splits):
         raise TypeError(f"data: expected Splits, got {type(data).__name__}")
-    weights = model.quantized or tuple(_plain(layer.weight, shift) for layer in model.params)
+    weights = tuple(map(_with_scales, model.quantized or tuple(_plain(layer.weight, shift) for layer in model.params)))
     if any(q.zero_point.any() for q in weights):
         raise ValueError("model: integer-only inference takes symmetric weights; quantize with symmetric=True")
     if shift and any((np.frexp(q.scale)[0] != 0.5).any() for q in weights):
@@ -176,6 +175,8 @@ def to_integers(
 
     def scale_of(values: np.ndarray) -> Scale:
         least, most = range_of(values)
+        if model.network.activation == "relu" and values is not forwarded[0].f:
+            least = np.maximum(least, 0)  # clipping at the integer of 0 is the function
         return scale_for(np.broadcast_to(least, lead), np.broadcast_to(most, lead), bits, shift)
 
     stepped = activations.steps(model.network.activation)
@@ -192,6 +193,15 @@ def to_integers(
         if after is not None and between is not None and not clipping:
             layers[i] = layers[i]._replace(table=table(model.network, between, after))
     return IntegerModel(model, tuple(scales), tuple(unit.astype(np.float32) for unit in units), tuple(layers))
+
+
+def _with_scales(q: QArray) -> QArray:
+    """A channel of zeros has no scale of its own: the least of the others is as right, and loses less of its bias."""
+    used = (q.values != 0).any(axis=-2, keepdims=True)
+    if q.scale.shape[-1] == 1 or used.all():
+        return q
+    least = np.where(used, q.scale, np.inf).min(axis=-1, keepdims=True)
+    return q._replace(scale=np.where(used, q.scale, np.where(np.isfinite(least), least, 1)).astype(np.float32))
 
 
 def _plain(weight: np.ndarray, shift: bool) -> QArray:

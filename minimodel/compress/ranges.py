@@ -5,6 +5,7 @@ between them.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +16,13 @@ Range = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 BATCHES, TRIES = 16, 48
 
 
+def check_bits(bits: Any) -> int:
+    """The bits, if they are an integer from 1 to 8."""
+    if isinstance(bits, bool) or not isinstance(bits, int | np.integer) or not 1 <= bits <= 8:
+        raise ValueError(f"bits: expected an integer from 1 to 8, got {bits!r}")
+    return int(bits)
+
+
 def min_max(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """All that was seen."""
     return with_zero(values.min(axis=(-2, -1)), values.max(axis=(-2, -1)))
@@ -22,7 +30,7 @@ def min_max(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def moving_average(decay: float = 0.9) -> Range:
     """The ends of 16 batches after one another, e ← βe + (1 − β)·end: TensorFlow's observer."""
-    beta = float(check_numbers("decay", decay, (), below=1))
+    beta = float(check_numbers("decay", np.nan if decay is None else decay, (), below=1))
 
     def of(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         parts = np.array_split(values, min(BATCHES, values.shape[-2]), axis=-2)
@@ -37,11 +45,11 @@ def moving_average(decay: float = 0.9) -> Range:
 
 def percentile(part: float = 0.999) -> Range:
     """The order statistics that leave out the (1 − part)/2 of the values at either end; never interpolated."""
-    share = float(check_numbers("part", part, (), low=1e-9, below=1 + 1e-9))
+    share = float(check_numbers("part", np.nan if part is None else part, (), low=1e-9, below=1 + 1e-9))
 
     def of(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         flat = values.reshape(*values.shape[:-2], -1)
-        left_out = int((1 - share) / 2 * flat.shape[-1])
+        left_out = int((1 - share) / 2 * flat.shape[-1] + 1e-6)
         ordered = np.partition(flat, (left_out, flat.shape[-1] - 1 - left_out), axis=-1)
         return with_zero(ordered[..., left_out], ordered[..., flat.shape[-1] - 1 - left_out])
 
@@ -55,7 +63,7 @@ def with_zero(least: np.ndarray, most: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 def least_error(bits: int = 8) -> Range:
     """The part of ``min_max``, in 48 steps, whose integers of ``bits`` bits miss the values least, Σ(a − â)²."""
-    top = 2 ** int(check_numbers("bits", bits, (), low=1, below=9)) - 1
+    top = 2 ** check_bits(bits) - 1
 
     def of(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         ends = min_max(values)
