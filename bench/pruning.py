@@ -40,7 +40,7 @@ def main() -> None:
     began = perf_counter()
     dense = mnist.train(network, data, options.backend, options.dense_epochs, options.seeds)
     seconds = {"dense": perf_counter() - began}
-    before = point(0.0, dense, data)
+    before = point(dense, data)
     print(f"dense: test error {plus_minus(100 * before.error)} %, {seconds['dense']:.0f} s", flush=True)
     schedule = mm.schedules.cosine(RECIPE["peak"], warmup=RECIPE["warmup"])
     points = mm.trade_off(

@@ -9,7 +9,7 @@ from minimodel.problem import DivergedError
 try:
     import click
 
-    from minimodel.commands import prune, run, use
+    from minimodel.commands import compress, run, use
 except ModuleNotFoundError as missing:
     sys.exit(f"minimodel: the command line needs {missing.name}: pip install 'minimodel[cli]'")
 
@@ -47,5 +47,5 @@ def cli(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for command in (run.run, prune.prune, use.evaluate, use.predict, use.summary, use.list_backends):
+for command in (run.run, compress.prune, compress.quantize, use.evaluate, use.predict, use.summary, use.list_backends):
     cli.add_command(command)

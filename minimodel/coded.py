@@ -22,7 +22,7 @@ from minimodel import activations, losses, storage
 from minimodel import model as files
 from minimodel.compress.shrinking import shrink
 from minimodel.datasets import Normalization
-from minimodel.model import MAX_PARAMETERS, Model
+from minimodel.model import MAX_PARAMETERS, Model, widest
 from minimodel.network import INITIALIZERS, Layer, Network
 from minimodel.qarray import QArray, dequantize, levels
 
@@ -104,7 +104,7 @@ def encode(model: Model) -> bytes:
     """
     if model.population is not None or model.quantized is None or any(q.zero_point.any() for q in model.quantized):
         raise ValueError("encode: expected one model, quantized with symmetric=True; take .member(i) of a population")
-    small, bits = shrink(model), model.bits or 0
+    small, bits = shrink(model), widest(model.bits) or 0
     head, coder = Writer(), Coder()
     write_head(head, small)
     if small.inputs is not None:
@@ -230,7 +230,7 @@ def write_head(head: Writer, model: Model) -> None:
     network, config = model.network, dict(model.loss.config)
     head.whole(len(network.layer_sizes), *network.layer_sizes, 0 if model.inputs is None else len(model.inputs))
     head.whole(activations.NAMES.index(network.activation), INITIALIZERS.index(network.initializer))
-    head.whole(losses.NAMES.index(model.loss.name), model.bits or 0)
+    head.whole(losses.NAMES.index(model.loss.name), widest(model.bits) or 0)
     head.floats(list(config.values()))
     head.whole(0 if model.split_seed is None else model.split_seed + 1)
     head.text(b"" if model.classes is None else zlib.compress(json.dumps(model.classes).encode(), 9))

@@ -65,7 +65,7 @@ class Model:
     classes         names of the labels 0, 1, …, if they are not plain numbers
     split_seed      what the data were split with, so that their test part can be found again
     masks           what pruning kept, one array of bool per weight
-    quantized       the integers of each weight, of ``bits`` bits
+    quantized       the integers of each weight, of ``bits`` bits; of a population they may differ
     inputs          which of the raw features the network takes, an array of bool; None for all
     history         what the run recorded: loss and learning_rate by step, validation_loss by epoch; of a random search
                     loss by generation; of a budgeted search the rungs as well; not saved
@@ -81,7 +81,7 @@ class Model:
     split_seed: int | None = None
     masks: Masks | None = None
     quantized: tuple[QArray, ...] | None = None
-    bits: int | None = None
+    bits: int | tuple[int, ...] | None = None
     inputs: np.ndarray | None = None
     history: dict[str, np.ndarray] = field(default_factory=dict)
     state: Tree = None
@@ -123,9 +123,9 @@ class Model:
 
         masks = self.masks and tuple(mask[i] if mask.ndim > 2 else mask for mask in self.masks)
         history = {name: log[:, i] if log.ndim > 1 else log for name, log in self.history.items()}
-        return replace(
-            self, params=pick(self.params), masks=masks, quantized=pick(self.quantized), history=history, state=None
-        )
+        bits = self.bits[i] if isinstance(self.bits, tuple) else self.bits
+        fields = {"params": pick(self.params), "masks": masks, "quantized": pick(self.quantized), "bits": bits}
+        return replace(self, **fields, history=history, state=None)
 
     def members(self, indices: Iterable[int]) -> "Model":
         """A population of the networks of these numbers, each as often as it is named; of one network, its copies."""
@@ -139,7 +139,9 @@ class Model:
         params = tree.map(stacked, *(model.params for model in several))
         masks = self.masks and tree.map(stacked, *(model.masks for model in several))
         quantized = self.quantized and tree.map(stacked, *(model.quantized for model in several))
-        return replace(self, params=params, masks=masks, quantized=quantized, history={}, state=None)
+        widths = tuple(int(widest(model.bits) or 0) for model in several)
+        bits = self.bits and (widths[0] if len(set(widths)) == 1 else widths)
+        return replace(self, params=params, masks=masks, quantized=quantized, bits=bits, history={}, state=None)
 
     def best(self) -> "Model":
         """The member of a population whose validation loss got lowest; test data never choose."""
@@ -188,7 +190,7 @@ class Model:
 
     def summary(self) -> Summary:
         """What each layer keeps, its shape after a ``shrink``, its bytes and multiply-adds; prints as a table."""
-        packed = [packing.pack_layer(*pieces, self.bits) for pieces in self._layers()]
+        packed = [packing.pack_layer(*pieces, widest(self.bits)) for pieces in self._layers()]
         return summarize(self.params, [sum(tensor.nbytes for tensor in tensors.values()) for tensors in packed])
 
     def save(self, path: str | Path) -> None:
@@ -218,7 +220,9 @@ class Model:
             if fitted := getattr(self, name):
                 tensors |= {f"{name}.{part}": tensor for part, tensor in fitted._asdict().items()}
         for i, pieces in enumerate(self._layers()):
-            tensors |= {f"{i}.{name}": tensor for name, tensor in packing.pack_layer(*pieces, self.bits).items()}
+            tensors |= {
+                f"{i}.{name}": tensor for name, tensor in packing.pack_layer(*pieces, widest(self.bits)).items()
+            }
         return storage.dumps({key: value for key, value in header.items() if value is not None}, tensors)
 
     def _layers(self) -> Iterator[tuple[Any, Any, Any]]:
@@ -276,15 +280,18 @@ def _decode(header: dict[str, Any], tensors: dict[str, np.ndarray]) -> Model:
     population, bits = header.get("population"), header.get("bits")
     if population is not None and (type(population) is not int or population < 1):
         raise ValueError(f"population: expected a positive integer, got {population!r}")
-    if bits is not None:
-        levels(bits, True)
+    bits = tuple(bits) if isinstance(bits, list) else bits
+    for one in bits if isinstance(bits, tuple) else () if bits is None else (bits,):
+        levels(one, True)
+    if isinstance(bits, tuple) and len(bits) != population:
+        raise ValueError(f"bits: expected one number, or {population} of them, got {len(bits)}")
     if network.parameters * (population or 1) > MAX_PARAMETERS:
         raise ValueError(f"{network.parameters} parameters; at most {MAX_PARAMETERS} are read")
     known = {f"{name}.{part}" for name in NORMALIZATIONS for part in Normalization._fields} | {"inputs"}
     layers, used = [], known & set(tensors)
     for i, shape in enumerate(network.shapes):
         own = {key.partition(".")[2]: tensor for key, tensor in tensors.items() if key.startswith(f"{i}.")}
-        layers.append(packing.unpack_layer(own, (population, *shape) if population else shape, bits))
+        layers.append(packing.unpack_layer(own, (population, *shape) if population else shape, widest(bits)))
         used |= {f"{i}.{key}" for key in own}
     if used != set(tensors):
         raise ValueError(f"unexpected tensors {sorted(set(tensors) - used)}")
@@ -305,6 +312,11 @@ def _decode(header: dict[str, Any], tensors: dict[str, np.ndarray]) -> Model:
         bits,
         _inputs(tensors.get("inputs"), header.get("features"), network.layer_sizes[0]),
     )
+
+
+def widest(bits: int | tuple[int, ...] | None) -> int | None:
+    """The bits that all members' integers fit in."""
+    return max(bits) if isinstance(bits, tuple) else bits
 
 
 def _normalization(tensors: dict[str, np.ndarray], name: str, size: int) -> Normalization | None:

@@ -71,7 +71,7 @@ def draw_trade_off(points: list[Point], dense: Point, title: str, path: str | Pa
         "multiply-adds of a row": [point.multiply_adds.mean() for point in points],
     }
     for axes, (name, x) in zip(figure.subplots(1, 3, sharey=True), panels.items(), strict=True):
-        axes.errorbar(x, heights.mean(axis=1), bars, fmt="o-", color=INK, capsize=3, label="pruned")
+        axes.errorbar(x, heights.mean(axis=1), bars, fmt="o-", color=INK, capsize=3, label="compressed")
         axes.axhline((100 if classify else 1) * dense.error.mean(), color=SOFT, linestyle="--", label="dense")
         axes.set(xscale="log", xlabel=name)
         ticks = sorted(set(x))

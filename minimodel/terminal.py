@@ -71,17 +71,18 @@ def show(record: dict[str, Any], stages: list[Stage]) -> None:
 
 
 def show_trade_off(record: dict[str, Any], points: list[Point]) -> None:
-    """A line for each sparsity: what is left, and the test error, mean ± standard error over the seeds."""
+    """A line for each point: what is left, and the test error, mean ± standard error over the seeds."""
     sizes = "-".join(map(str, record["network"]["layer_sizes"]))
     table = Table(title=f"{record['data']}, {sizes}, seed {record['seed']}", title_justify="left", box=SIMPLE_HEAD)
     error = "test error" if points[0].model.loss.labels else "1 − R²"
-    for name in ("sparsity", "weights", "bytes", "multiply-adds", error, "± s.e."):
+    for name in ("weights", "of", "bits", "bytes", "multiply-adds", error, "± s.e."):
         table.add_column(name, justify="right", no_wrap=True)
     for point in points:
         n = len(point.error)
         spread = f"{point.error.std(ddof=1) / n**0.5:.4f}" if n > 1 else "–"
-        figures = (f"{values.mean():,.0f}" for values in (point.kept, point.bytes, point.multiply_adds))
-        table.add_row(f"{point.sparsity:g}", *figures, f"{point.error.mean():.4f}", spread)
+        kept, size, work = (f"{values.mean():,.0f}" for values in (point.kept, point.bytes, point.multiply_adds))
+        left, bits = f"{100 * (1 - point.sparsity):.3g} %", "32" if point.bits is None else str(point.bits)
+        table.add_row(kept, left, bits, size, work, f"{point.error.mean():.4f}", spread)
     Console().print(table)
     click.echo(f"record  {record['files']['record']}")
 

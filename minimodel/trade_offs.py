@@ -1,4 +1,4 @@
-"""What sparsity costs: one model pruned to several sparsities, with several seeds each, as one program."""
+"""What sparsity or few bits cost: one model pruned or quantized to several, with several seeds each, as one program."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minimodel.compress.pruning import prune
+from minimodel.compress.quantization import quantize
 from minimodel.compress.shrinking import shrink
 from minimodel.datasets import Dataset, Splits
 from minimodel.model import Model
@@ -13,7 +14,7 @@ from minimodel.problem import check_count, check_seed
 
 
 class Point(NamedTuple):
-    """Of one sparsity, with an entry for each seed in every array.
+    """Of one sparsity and number of bits (None for floats), with an entry for each seed in every array.
 
     model              its networks
     kept               weights that are not 0
@@ -23,6 +24,7 @@ class Point(NamedTuple):
     """
 
     sparsity: float
+    bits: int | None
     model: Model
     kept: np.ndarray
     bytes: np.ndarray
@@ -36,31 +38,37 @@ class Point(NamedTuple):
 
 
 def trade_off(
-    model: Model, data: Splits, *, sparsities: Sequence[float], seed: int, seeds: int = 1, **options: Any
+    model: Model,
+    data: Splits,
+    *,
+    seed: int,
+    sparsities: Sequence[float] | None = None,
+    bits: Sequence[int] | None = None,
+    seeds: int = 1,
+    **options: Any,
 ) -> list[Point]:
-    """``prune`` to every sparsity with the seeds seed, seed + 1, …, all in one population.
+    """``prune`` to every sparsity, or ``quantize`` to every number of bits, seeds from ``seed`` on, as one program.
 
-    model     one network, or a population, whose member i is pruned with seed + i, over again from the first
-    options   of ``prune``
+    model     one network, or a population, whose member i is used with seed + i, over again from the first
+    options   of ``prune`` or ``quantize``
     """
-    sparsities, seeds = list(sparsities), check_count("seeds", seeds, 1)
-    if not sparsities:
-        raise ValueError("sparsities: expected at least one")
-    numbers = np.tile(np.arange(seeds), len(sparsities))
-    first = check_seed(seed, seeds)
-    pruned = prune(
-        model.members(numbers % (model.population or 1)),
-        data,
-        seed=[first + int(number) for number in numbers],
-        sparsity=np.repeat(sparsities, seeds),
-        **options,
-    )
+    if (sparsities is None) == (bits is None):
+        raise ValueError("give one of sparsities and bits")
+    levels: list[Any] = [*(sparsities or ()), *(bits or ())]
+    seeds, first = check_count("seeds", seeds, 1), check_seed(seed, seeds)
+    numbers = np.tile(np.arange(seeds), len(levels))
+    if not levels:
+        raise ValueError("sparsities, bits: expected at least one")
+    each = [level for level in levels for _ in range(seeds)]
+    start = model.members(numbers % (model.population or 1))
+    common: dict[str, Any] = {"seed": [first + int(number) for number in numbers], **options}
+    found = prune(start, data, sparsity=each, **common) if bits is None else quantize(start, data, bits=each, **common)
     groups = np.arange(len(numbers)).reshape(-1, seeds)
-    return [point(sparsity, pruned.members(group), data) for sparsity, group in zip(sparsities, groups, strict=True)]
+    return [point(found.members(group), data) for group in groups]
 
 
-def point(sparsity: float, model: Model, data: Splits) -> Point:
-    """The figures of one network, or of a population."""
+def point(model: Model, data: Splits) -> Point:
+    """The figures of one network, or of a population of one number of bits."""
     members = [model] if model.population is None else [model.member(i) for i in range(model.population)]
     summaries = [member.summary() for member in members]
     kept, work = (
@@ -68,7 +76,10 @@ def point(sparsity: float, model: Model, data: Splits) -> Point:
         for name in ("kept", "multiply_adds")
     )
     sizes = np.array([shrink(member).nbytes for member in members])
-    return Point(sparsity, model, kept, sizes, work, error(model, data.test), error(model, data.validation))
+    weights = sum(inputs * outputs for inputs, outputs in model.network.shapes)
+    sparsity = float(1 - kept.mean() / weights)
+    errors = error(model, data.test), error(model, data.validation)
+    return Point(sparsity, members[0].bits, model, kept, sizes, work, *errors)  # type: ignore[arg-type]
 
 
 def error(model: Model, data: Dataset) -> np.ndarray:

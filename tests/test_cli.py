@@ -553,20 +553,20 @@ def test_prune_reports_every_sparsity(trained, capsys):
     model, data = trained
     weights = 64 * 16 + 16 * 10
     record = json.loads(pruned(capsys, "--sparsity", "0.5,0.9", "--seeds", "2", "--teach", "0.5", "--json"))
-    assert record == json.loads(Path("runs/dense-pruned-0/prune.json").read_text(encoding="utf-8"))
+    assert record == json.loads(Path("runs/dense-prune-0/prune.json").read_text(encoding="utf-8"))
     assert record["dense"]["error"] == [pytest.approx(1 - model.evaluate(data.test).accuracy)]
     assert record["dense"]["kept"] == [weights]
-    assert [point["sparsity"] for point in record["points"]] == [0.5, 0.9]
-    for point in record["points"]:
-        assert point["kept"] == [weights - round(point["sparsity"] * weights)] * 2
+    for level, point in zip((0.5, 0.9), record["points"], strict=True):
+        assert point["kept"] == [weights - round(level * weights)] * 2
+        assert point["sparsity"] == pytest.approx(level, abs=0.001)
         for i in range(2):
-            small = mm.load(record["files"][f"pruned-{point['sparsity']}-{i}"])
+            small = mm.load(record["files"][f"prune-{level}-{i}"])
             assert small.population is None and small.nbytes == point["bytes"][i]
             assert 1 - small.evaluate(data.test).accuracy == pytest.approx(point["error"][i])
             assert 1 - small.evaluate(data.validation).accuracy == pytest.approx(point["validation_error"][i])
     assert [
         json.loads(line)["done"]
-        for line in Path("runs/dense-pruned-0/log.jsonl").read_text(encoding="utf-8").splitlines()
+        for line in Path("runs/dense-prune-0/log.jsonl").read_text(encoding="utf-8").splitlines()
     ] == [
         1,
         2,
@@ -575,15 +575,15 @@ def test_prune_reports_every_sparsity(trained, capsys):
 
 def test_prune_of_one_seed_saves_a_network_to_use(trained, capsys):
     stdout = pruned(capsys, "--sparsity", "0.9", "--pattern", "neurons", "--out", "here")
-    assert "0.9" in stdout and "test error" in stdout and "here/prune.json" in stdout
-    small = mm.load("here/pruned-0.9.safetensors")
+    assert "32" in stdout and "test error" in stdout and "here/prune.json" in stdout
+    small = mm.load("here/prune-0.9.safetensors")
     assert small.population is None and small.network.layer_sizes[1] <= 2
-    code, stdout, _ = in_process(capsys, "summary", "here/pruned-0.9.safetensors")
+    code, stdout, _ = in_process(capsys, "summary", "here/prune-0.9.safetensors")
     assert code == 0 and "multiply-adds" in stdout
-    code, stdout, _ = in_process(capsys, "summary", "here/pruned-0.9.safetensors", "--json")
+    code, stdout, _ = in_process(capsys, "summary", "here/prune-0.9.safetensors", "--json")
     layers = json.loads(stdout)["layers"]
     assert [layer["kept"] for layer in layers] == [layer.kept for layer in small.summary()]
-    code, stdout, _ = in_process(capsys, "evaluate", "here/pruned-0.9.safetensors", "digits", "--json")
+    code, stdout, _ = in_process(capsys, "evaluate", "here/prune-0.9.safetensors", "digits", "--json")
     assert (
         code == 0 and json.loads(stdout)["accuracy"] == small.evaluate(mm.datasets.load("digits", seed=4).test).accuracy
     )
@@ -625,6 +625,41 @@ def test_a_refused_run_leaves_the_one_before(trained, folder, capsys):
     for wrong in (["--cap", "0.1"], ["--epochs", "0"]):
         assert in_process(capsys, "prune", "dense.safetensors", "digits", *wrong)[0] == 1
     assert {path: path.read_bytes() for path in folder.glob("runs/**/*.*")} == before
-    again = ["--out", "runs/dense-pruned-0", "--sparsity", "0.9"]
-    found = in_process(capsys, "prune", "runs/dense-pruned-0/pruned-0.9.safetensors", "digits", *again)
+    again = ["--out", "runs/dense-prune-0", "--sparsity", "0.9"]
+    found = in_process(capsys, "prune", "runs/dense-prune-0/prune-0.9.safetensors", "digits", *again)
     assert_refused(*found, "is MODEL itself", 2)
+
+
+def test_quantize_reports_every_number_of_bits(trained, capsys, oracle):
+    oracle("onnx")
+    oracle("constriction")
+    code, stdout, stderr = in_process(
+        capsys, "quantize", "dense.safetensors", "digits", "--bits", "8,3", "--seeds", "2", "--epochs", "1",
+        "--activation-bits", "4", "--per-tensor", "--coded", "--onnx", "--json",
+    )  # fmt: skip
+    assert (code, stderr) == (0, "")
+    record, data = json.loads(stdout), trained[1]
+    assert record["settings"]["bits"] == [point["bits"] for point in record["points"]] == [8, 3]
+    for point in record["points"]:
+        for i in range(2):
+            found = mm.load(record["files"][f"quantize-{point['bits']}-{i}"])
+            assert (found.bits, found.network.activation) == (point["bits"], "relu_4bit")
+            assert 1 - found.evaluate(data.test).accuracy == pytest.approx(point["error"][i], abs=0.01)
+            assert Path(record["files"][f"quantize-{point['bits']}-{i}-onnx"]).stat().st_size > 1000
+    code, stdout, _ = in_process(capsys, "quantize", "dense.safetensors", "digits", "--bits", "4", "--epochs", "0")
+    assert code == 0 and " 4 " in stdout and "test error" in stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "expected"),
+    [
+        (["--bits", "1"], "--bits: expected different numbers from 2 to 8", 2),
+        (["--bits", "4.5"], "--bits: expected", 2),
+        (["--bits", "4,4"], "--bits: expected different", 2),
+        (["--activation-bits", "9"], "--activation-bits", 2),
+    ],
+)
+def test_quantize_refuses_what_does_not_fit(trained, folder, capsys, arguments, message, expected):
+    found = in_process(capsys, "quantize", "dense.safetensors", "digits", *arguments)
+    assert_refused(*found, message, expected)
+    assert not list(folder.glob("runs/**/*"))

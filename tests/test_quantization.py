@@ -260,3 +260,38 @@ def test_only_relu_becomes_integers(data):
     model = mm.gradient_descent(mm.Network((4, 3, 3), "tanh"), data, seed=0, epochs=0)
     with pytest.raises(ValueError, match="activation_bits: expected a model of relu and Splits, got tanh"):
         mm.quantize(model, data, seed=0, activation_bits=4)
+
+
+# A population of different bits
+
+
+def test_members_of_different_bits_are_their_own_runs(models, data, tmp_path):
+    options = {"epochs": 2, "batch_size": 16}
+    together = mm.quantize(models[3], data, seed=5, bits=[2, 8, 4], **options)
+    assert together.bits == (2, 8, 4)
+    together.save(tmp_path / "model")
+    again = mm.load(tmp_path / "model")
+    assert again.bits == (2, 8, 4)
+    for i, bits in enumerate(together.bits):
+        alone = mm.quantize(models[3].member(i), data, seed=5 + i, bits=bits, **options)
+        for found in (together.member(i), again.member(i)):
+            assert_holds_its_integers(found, bits, True)
+            for one, other in zip(found.quantized, alone.quantized, strict=True):
+                np.testing.assert_array_equal(one.values, other.values)
+    assert together.members([1, 1]).bits == 8 and together.members([0, 2]).bits == (2, 4)
+
+
+@pytest.mark.parametrize("bits", [[4, 4], [4, 4, 9], [4, None, 4], "444"])
+def test_bits_of_members_that_do_not_fit_are_refused(bits, models, data):
+    with pytest.raises(ValueError, match="bits: expected an integer"):
+        mm.quantize(models[3], data, seed=0, bits=bits)
+
+
+def test_a_trade_off_over_bits(models, data):
+    points = mm.trade_off(models[None], data, bits=[8, 2], seeds=2, seed=0, epochs=1)
+    assert [point.bits for point in points] == [8, 2] and points[1].bytes.mean() < points[0].bytes.mean()
+    for point in points:
+        np.testing.assert_allclose(point.error, 1 - point.model.evaluate(data.test).accuracy)
+    for wrong in ({}, {"bits": [4], "sparsities": [0.5]}):
+        with pytest.raises(ValueError, match="give one of sparsities and bits"):
+            mm.trade_off(models[None], data, seed=0, **wrong)

@@ -46,11 +46,23 @@ def test_pruning_in_full_runs(capsys):
     pytest.importorskip("scipy")
     names = {}
     exec(compile(BLOCKS[3], "README.md", "exec"), names)
-    assert len(BLOCKS) == 4
     test = names["data"].test
     assert min(names[name].evaluate(test).accuracy for name in ("own", "half", "narrow", "rigl", "surgeon")) > 0.95
     assert names["small"].evaluate(test).accuracy > 0.93
     assert capsys.readouterr().out.splitlines()[-1].endswith("True")
+
+
+def test_quantization_in_full_runs(tmp_path, monkeypatch, capsys, oracle):
+    for name in ("jax", "onnx", "constriction"):
+        oracle(name)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(compile(BLOCKS[4], "README.md", "exec"), names)
+    assert len(BLOCKS) == 5
+    test = names["data"].test
+    assert min(names[name].evaluate(test).accuracy for name in ("integers", "shifts", "small", "tiny")) > 0.94
+    assert "the same bits: True" in capsys.readouterr().out
+    assert (tmp_path / "tiny.mmc").stat().st_size < 800
 
 
 def test_every_command_and_option_the_readme_names_exists():

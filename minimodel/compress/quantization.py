@@ -1,5 +1,6 @@
 """Quantization: q = clip(round(w/s) + z), ŵ = s·(q − z), then retrain through the rounding."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Unpack
 
@@ -29,7 +30,7 @@ def quantize(
     data: Splits | Stream,
     *,
     seed: int,
-    bits: int = 8,
+    bits: int | Sequence[int] = 8,
     symmetric: bool = True,
     per_channel: bool = True,
     clip: bool = True,
@@ -41,6 +42,8 @@ def quantize(
     **training: Unpack[Training],
 ) -> Model:
     """Turn the weights into integers of 2 to 8 bits and retrain them through the rounding; biases stay float32.
+
+    ``bits`` may be a list with a number for each member of a population.
 
     The scales are set once, from the weights as they are. Then the network computes with ŵ while the gradient by ŵ
     is applied to w, as if rounding were the identity (zero where q is clipped). Weights that a mask removed stay 0.
@@ -65,10 +68,9 @@ def quantize(
     problem = prepare(model.network, data, model.loss, backend, fitted=model, teacher=teacher, **weights)
     training.setdefault("epochs", 5)
     training["optimizer"] = training.get("optimizer") or optimizers.adam(schedules.cosine(1e-4))
-    quantizers = tuple(
-        qarray.calibrate(layer.weight, bits, symmetric=symmetric, per_channel=per_channel, clip=clip)
-        for layer in model.params
-    )
+    widths = check_bits(bits, model.population)
+    how: dict[str, Any] = {"symmetric": symmetric, "per_channel": per_channel, "clip": clip}
+    quantizers = tuple(calibrated(layer.weight, widths, **how) for layer in model.params)
     run = fit(
         problem,
         keys=run_keys(seed, model.population),
@@ -82,9 +84,30 @@ def quantize(
     def rounded(params: Params) -> Model:
         integers = tuple(qarray.quantize(layer.weight, q) for layer, q in zip(params, quantizers, strict=True))
         values = tuple(Layer(qarray.dequantize(q), layer.bias) for q, layer in zip(integers, params, strict=True))
-        return replace(model, params=values, quantized=integers, bits=int(bits))
+        return replace(model, params=values, quantized=integers, bits=widths)
 
     return finished("quantize", run, rounded)
+
+
+def check_bits(bits: Any, population: int | None) -> int | tuple[int, ...]:
+    """An integer, or one for each member of the population."""
+    if population is None or not np.iterable(bits) or isinstance(bits, str):
+        qarray.levels(bits, True)
+        return int(bits)
+    found = tuple(bits)
+    if len(found) != population:
+        raise ValueError(f"bits: expected an integer or {population}, one for each member, got {len(found)}")
+    for one in found:
+        qarray.levels(one, True)
+    return tuple(map(int, found))
+
+
+def calibrated(weight: np.ndarray, bits: int | tuple[int, ...], **how: Any) -> Quantizer:
+    """The quantizer of a layer, each member at its own bits where there are several."""
+    if isinstance(bits, int):
+        return qarray.calibrate(weight, bits, **how)
+    parts = [qarray.calibrate(w, one, **how) for w, one in zip(weight, bits, strict=True)]
+    return Quantizer(*(np.stack(leaves) for leaves in zip(*parts, strict=True)))
 
 
 def stepped(model: Model, data: Splits | Stream, bits: int) -> Model:
