@@ -16,6 +16,7 @@ from minimodel.bench import (
     descent,
     draws,
     gradient_free,
+    integers,
     mnist,
     pipeline,
     pruning,
@@ -170,3 +171,14 @@ def test_coded(monkeypatch, tmp_path, oracle):
     found = run(coded, monkeypatch, tmp_path, data, str(tmp_path / "models"), *short)
     assert [case["bits"] for case in found["results"]] == [3, 8]
     assert all(0 < size < 500 for case in found["results"] for size in case["bytes"])
+
+
+def test_integers(monkeypatch, tmp_path):
+    monkeypatch.setattr(integers, "REPEATS", 1)
+    data = write_idx(tmp_path)
+    dense = mm.gradient_descent(mm.Network((9, 12, 3)), mm.datasets.load(data), seed=0, epochs=1, population=2)
+    dense.save(tmp_path / "dense.safetensors")
+    short = ("--epochs", "1", "--backend", "numpy")
+    found = run(integers, monkeypatch, tmp_path, data, str(tmp_path / "dense.safetensors"), *short)
+    assert all(len(case["error"]) == 2 for case in found["errors"].values())
+    assert {"numpy, answers", "numpy, steps"} <= set(found["times"])

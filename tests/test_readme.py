@@ -71,6 +71,6 @@ def test_every_command_and_option_the_readme_names_exists():
 
     known = {option for command in cli.commands.values() for param in command.params for option in param.opts}
     blocks = "\n".join(re.findall(r"^minimodel .*$", README, flags=re.MULTILINE))
-    named = set(re.findall(r"--[a-z]+", blocks))
+    named = set(re.findall(r"--[a-z-]+", blocks))
     assert {"--backend", "--json"} <= named <= known
     assert {line.split()[1] for line in blocks.splitlines()} == set(cli.commands)
