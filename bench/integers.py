@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of NumPy's BLAS, for the times")
     options = parser.parse_args()
     data, dense = mm.datasets.load(options.data), mm.load(options.dense)
-    found = {"errors": errors(dense, data, options.epochs, options.backend)}
+    found: dict[str, Any] = {"errors": errors(dense, data, options.epochs, options.backend)}
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(options.threads):
@@ -78,7 +78,7 @@ def times(dense: mm.Model, data: mm.Splits) -> dict[str, Any]:
     for name in ("numpy", "jax"):
         if name not in available():
             continue
-        common = {"seed": 0, "backend": name, "epochs": 3, "batch_size": mnist.BATCH}
+        common: dict[str, Any] = {"seed": 0, "backend": name, "epochs": 3, "batch_size": mnist.BATCH}
         optimizer = mm.optimizers.momentum(0.01)
         cases = {
             "training, a step": partial(
