@@ -50,7 +50,7 @@ def errors(dense: mm.Model, data: mm.Splits, epochs: int, backend: str) -> dict[
         dense, data, seed=0, bits=4, activation_bits=4, epochs=epochs, batch_size=mnist.BATCH, backend=backend,
         optimizer=optimizer, teacher=mm.Teacher(dense, RECIPE["teacher"], RECIPE["temperature"]),
     )  # fmt: skip
-    cases = {
+    cases: dict[str, Any] = {
         "floats": dense,
         "int8, not retrained": mm.to_integers(dense, data),
         "int8 by shifts, not retrained": mm.to_integers(dense, data, shift=True),
