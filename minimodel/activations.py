@@ -153,24 +153,25 @@ ACTIVATIONS = {
 }
 
 
-# relu whose values are integers of b bits: with n = 2ᵇ − 1, f(z) = round(n·clip(z, 0, 1))/n. Its derivative is taken as
-# that of the clipping, as if rounding were the identity (Bengio, Léonard, Courville 2013). The range [0, 1] is no
-# restriction: the weights on either side of it scale as they need.
+# relu whose values are integers of b bits: with n = 2ᵇ − 1 and the step s = 4/n, f(z) = s·round(clip(z, 0, 4)/s). Its
+# derivative is taken as that of the clipping, as if rounding were the identity (Bengio, Léonard, Courville 2013). The
+# range [0, 4] is no restriction: the weights on either side of it scale as they need.
+TOP = 4.0
 
 
 def _stepped(n: int) -> Activation:
     def value(z: Array) -> Array:
         xp = namespace(z)
-        a = xp.round(xp.clip(z, 0.0, 1.0) * n)
-        a *= 1 / n
+        a = xp.round(xp.clip(z, 0.0, TOP) * (n / TOP))
+        a *= TOP / n
         return a
 
     return Activation(value, _stepped_slope, _zero)
 
 
 def _stepped_slope(z: Array, a: Array) -> Array:
-    """1 where 0 < z < 1, else 0"""
-    return namespace(z).astype((z > 0) & (z < 1), z.dtype)
+    """1 where 0 < z < 4, else 0"""
+    return namespace(z).astype((z > 0) & (z < TOP), z.dtype)
 
 
 STEPPED = {f"relu_{bits}bit": _stepped(2**bits - 1) for bits in range(1, 9)}
@@ -183,5 +184,5 @@ def get(name: str) -> Activation:
 
 
 def steps(name: str) -> int | None:
-    """n of an activation whose values are 0, 1/n, …, 1; None of another."""
+    """n of an activation whose values are 0, 4/n, …, 4; None of another."""
     return 2 ** (list(STEPPED).index(name) + 1) - 1 if name in STEPPED else None

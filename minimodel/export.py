@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from minimodel import storage
-from minimodel.activations import steps
+from minimodel.activations import TOP, steps
 from minimodel.compress.integer import IntegerLayer, IntegerModel
 from minimodel.model import Model
 
@@ -90,9 +90,9 @@ class Graph:
         if name == "gelu":
             return self.add("Gelu", z, approximate="tanh")
         if n := steps(name):
-            z = self.add("Clip", z, self.constant(0.0), self.constant(1.0))
-            z = self.add("Round", self.add("Mul", z, self.constant(n)))
-            return self.add("Mul", z, self.constant(1 / n))
+            z = self.add("Clip", z, self.constant(0.0), self.constant(TOP))
+            z = self.add("Round", self.add("Mul", z, self.constant(n / TOP)))
+            return self.add("Mul", z, self.constant(TOP / n))
         operators = {"relu": "Relu", "leaky_relu": "LeakyRelu", "tanh": "Tanh", "sigmoid": "Sigmoid"}
         return self.add(operators[name], z) if name in operators else z
 

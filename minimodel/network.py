@@ -38,7 +38,7 @@ class Network:
 
     layer_sizes   (inputs, hidden, …, outputs), at least two positive integers
     activation    relu, leaky_relu, tanh, sigmoid, silu, gelu (its tanh form), identity, or relu_1bit to relu_8bit,
-                  whose values are 0 to 1 in steps of 1/(2ᵇ − 1)
+                  whose values are 0 to 4 in steps of 4/(2ᵇ − 1)
     initializer   "he": N(0, 2/in), for the relu family; "glorot": uniform on ±√(6/(in + out)); biases start at 0
     """
 

@@ -139,21 +139,21 @@ def test_the_slope_at_the_kink_is_that_from_the_left(name, slope, backend):
 def test_relu_of_few_bits_against_torch(backend, oracle, bits):
     """Value and straight-through derivative are those of torch's fake quantization of the clipped value."""
     torch, n = oracle("torch"), 2**bits - 1
-    z = np.linspace(-0.5, 1.5, 1237).astype(np.float32)
+    z = np.linspace(-2, 6, 1237).astype(np.float32)
     f = activations.get(f"relu_{bits}bit")
     given = torch.tensor(z, requires_grad=True)
-    expected = torch.fake_quantize_per_tensor_affine(given, 1 / n, 0, 0, n)
+    expected = torch.fake_quantize_per_tensor_affine(given, 4 / n, 0, 0, n)
     expected.sum().backward()
     found = f.value(backend.asarray(z))
     slope = backend.to_numpy(f.slope(backend.asarray(z), found))
     found = backend.to_numpy(found)
-    tie = np.abs(z * n - np.floor(z * n) - 0.5) < 1e-4  # torch multiplies by 1/(1/n), we by n
+    tie = np.abs(z * n / 4 - np.floor(z * n / 4) - 0.5) < 1e-3  # torch multiplies by 1/(4/n), we by n/4
     np.testing.assert_allclose(found[~tie], expected.detach().numpy()[~tie], rtol=1e-6)
-    inside = (z > 1e-3) & (z < 1 - 1e-3)
-    outside = (z < -1e-3 - 0.5 / n) | (z > 1 + 1e-3 + 0.5 / n)  # torch lets half a step more through
+    inside = (z > 1e-3) & (z < 4 - 1e-3)
+    outside = (z < -1e-3 - 2 / n) | (z > 4 + 1e-3 + 2 / n)  # torch lets half a step more through
     np.testing.assert_array_equal(slope[inside | outside], given.grad.numpy()[inside | outside])
-    assert found.dtype == np.float32 and len(np.unique(np.round(found * n))) == n + 1
-    np.testing.assert_allclose(np.round(found * n), found * n, atol=1e-4)
+    assert found.dtype == np.float32 and len(np.unique(np.round(found * n / 4))) == n + 1
+    np.testing.assert_allclose(np.round(found * n / 4), found * n / 4, atol=1e-4)
 
 
 def test_relu_of_few_bits_says_its_steps():

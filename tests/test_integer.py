@@ -75,7 +75,7 @@ def literal_scale(values, bits, shift):
     """s, z and the least and the greatest integer of all that was seen."""
     low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
     least, most = np.minimum(values.min(), 0), np.maximum(values.max(), 0)
-    s = (float(most) - float(least)) / (2**bits - 1)
+    s = (float(most) - float(least)) / (2**bits - 1) or 1.0
     s = np.float32(2.0 ** math.ceil(math.log2(s)) if shift else s)
     return s, int(np.clip(np.round(low - least / s), low, high)), low, high
 
@@ -89,9 +89,9 @@ def literal(model, train, x, bits, shift, member=None):
     quantized, network = own_weights(model, shift), model.network
     steps = forward(network, with_weights(model, quantized).params, model.prepared(train))
     scales = [literal_scale(own(step.f, 2), bits, shift) for step in steps]
-    if n := activations.steps(network.activation):  # the activations are 0, 1/n, …, 1
+    if n := activations.steps(network.activation):  # the activations are 0, 4/n, …, 4
         low = -128 if n == 255 else 0
-        scales[1:] = [(np.float32(1 / n), low, low, low + n)] * len(scales[1:])
+        scales[1:] = [(np.float32(4 / n), low, low, low + n)] * len(scales[1:])
     s, z, low, high = scales[0]
     inverse = np.float32(1) / s
     q = [[min(max(round(float(v * inverse)) + z, low), high) for v in row] for row in model.prepared(x)]
@@ -450,21 +450,21 @@ def test_a_quantized_models_own_integers_are_used(population, per_channel, shift
 
 @pytest.mark.parametrize("name", STEPPED)
 def test_activations_of_few_bits_stay_what_they_are(backend, name):
-    """From inputs that are integers the sums are exact, and so is every activation 0, 1/n, …, 1, whatever ``bits``."""
+    """From inputs that are integers the sums are exact, and so is every activation 0, 4/n, …, 4, whatever ``bits``."""
     rng, n = np.random.default_rng(0), activations.steps(name)
     x, one = rng.integers(-128, 128, size=(50, 4)).astype(np.float32), np.ones((1, 1), np.float32)
     x[0, :2] = -128, 127
     values = rng.integers(-127, 128, size=(4, 6)).astype(np.int8)
-    hidden = qarray.QArray(values, one * np.float32(2.0**-14), 0 * values[:1, :1])
+    hidden = qarray.QArray(values, one * np.float32(2.0**-12), 0 * values[:1, :1])
     last = qarray.QArray(np.eye(6, dtype=np.int8), one, 0 * values[:1, :1])
-    biases = (rng.integers(0, 2**14, size=6) * 2.0**-14).astype(np.float32), np.zeros(6, np.float32)
+    biases = (rng.integers(0, 2**14, size=6) * 2.0**-12).astype(np.float32), np.zeros(6, np.float32)
     params = tuple(mm.Layer(qarray.dequantize(q), b) for q, b in zip((hidden, last), biases, strict=True))
     model = Model(mm.Network((4, 6, 6), name), params, losses.mean_squared_error, quantized=(hidden, last), bits=8)
     made, low = mm.to_integers(model, splits_of(x)), -128 if n == 255 else 0
-    assert made.scales[1] == (np.float32(1 / n), low, low, low + n)
+    assert made.scales[1] == (np.float32(4 / n), low, low, low + n)
     found = made.outputs(x, backend=backend)
     np.testing.assert_allclose(found, model.outputs(x), rtol=1e-6, atol=0)
-    assert len(np.unique(np.round(found * n))) > min(n, 50)
+    assert len(np.unique(np.round(found * n / 4))) > min(n, 50)
 
 
 def test_retrained_weights_of_few_bits_keep_their_integers(trained, splits):

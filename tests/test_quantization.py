@@ -208,12 +208,12 @@ def test_data_that_do_not_fit_are_refused(models, data):
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
 def test_activations_become_integers(backend, population, bits, models, data):
-    """Every hidden activation is one of 0, 1/n, …, 1; the file and the integer model hold the same network."""
+    """Every hidden activation is one of 0, 4/n, …, 4; the file and the integer model hold the same network."""
     found = mm.quantize(
         models[population], data, seed=0, bits=4, activation_bits=bits, epochs=2, batch_size=16, backend=backend
     )
     assert found.network.activation == f"relu_{bits}bit" and found.population == population
-    hidden = forward(found.network, found.params, found.prepared(data.test.x))[1].f * (2**bits - 1)
+    hidden = forward(found.network, found.params, found.prepared(data.test.x))[1].f * (2**bits - 1) / 4
     np.testing.assert_allclose(hidden, np.round(hidden), atol=1e-4)
     assert hidden.min() >= 0 and hidden.max() <= 2**bits - 1 + 1e-3
     assert_holds_its_integers(found, 4, True)
@@ -221,19 +221,19 @@ def test_activations_become_integers(backend, population, bits, models, data):
     np.testing.assert_array_equal(again.outputs(data.test.x), found.outputs(data.test.x))
     integers = mm.to_integers(found, data)
     np.testing.assert_array_equal(
-        integers.scales[1].scale, np.full(found.params[0].bias.shape[:-1], 1 / (2**bits - 1), np.float32)
+        integers.scales[1].scale, np.full(found.params[0].bias.shape[:-1], 4 / (2**bits - 1), np.float32)
     )
 
 
 def test_the_layers_take_up_the_scale(models, data):
-    """At 8 bits the network computes what it did, though its activations now lie in [0, 1]."""
+    """At 8 bits the network computes what it did, though its activations now lie in [0, 4]."""
     for population in (None, 3):
         model = models[population]
         found = quantization.stepped(model, data, 8)
         spread = np.ptp(model.outputs(data.train.x), axis=-2, keepdims=True)
         assert (np.abs(found.outputs(data.train.x) - model.outputs(data.train.x)) < 0.02 * spread).all()
         hidden = forward(found.network, found.params, found.prepared(data.train.x))[1].f
-        assert 0.9 < hidden.max() <= 1
+        assert 3.6 < hidden.max() <= 4
 
 
 def test_fewer_activation_bits_keep_the_scale(models, data):

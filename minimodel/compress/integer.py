@@ -210,9 +210,9 @@ def _plain(weight: np.ndarray, shift: bool) -> QArray:
 
 
 def stepped_scale(n: int, lead: tuple[int, ...]) -> Scale:
-    """That of activations 0, 1/n, …, 1: the integers from 0 to n, or for 255 of them from −128."""
+    """That of activations 0, 4/n, …, 4: the integers from 0 to n, or for 255 of them from −128."""
     low = 0 if n < 128 else -128
-    return Scale(np.full(lead, 1 / n, np.float32), np.full(lead, low, np.int32), low, low + n)
+    return Scale(np.full(lead, activations.TOP / n, np.float32), np.full(lead, low, np.int32), low, low + n)
 
 
 def scale_for(least: np.ndarray, most: np.ndarray, bits: int, shift: bool) -> Scale:

@@ -52,7 +52,7 @@ def quantize(
     per_channel   one scale for each output, otherwise one for the whole weight
     clip          let the scale leave out the largest weights where that lowers Σ(w − ŵ)²
     activation_bits   turn relu into relu of 1 to 8 bits as well: the ranges that miss the values of each layer least,
-                  on training rows, become [0, 1], and the weights on either side take up the scale
+                  on training rows, become [0, 4], and the weights on either side take up the scale
     teacher       learn from a model's outputs as well as from the targets
     training      through the rounding, as in ``gradient_descent``, by default 5 epochs of ``adam(cosine(1e-4))``;
                   epochs=0 only rounds
@@ -111,7 +111,7 @@ def calibrated(weight: np.ndarray, bits: int | tuple[int, ...], **how: Any) -> Q
 
 
 def stepped(model: Model, data: Splits | Stream, bits: int) -> Model:
-    """The model with activations of so many bits, its layers scaled so that they lie in [0, 1]."""
+    """The model with activations of so many bits, its layers scaled so that they lie in [0, 4]."""
     name = f"relu_{bits}bit"
     if not isinstance(bits, int | np.integer) or isinstance(bits, bool) or name not in activations.STEPPED:
         raise ValueError(f"activation_bits: expected an integer from 1 to 8, got {bits!r}")
@@ -125,7 +125,7 @@ def stepped(model: Model, data: Splits | Stream, bits: int) -> Model:
     params, before = [], np.ones(model.params[0].bias.shape[:-1], np.float32)
     steps = forward(model.network, model.params, model.prepared(rows))
     for (weight, bias), step in zip(model.params, [*steps[1:], None], strict=True):
-        most = np.ones_like(before) if step is None else ranges.least_error(bits)(step.f)[1]
+        most = np.ones_like(before) if step is None else ranges.least_error(bits)(step.f)[1] / activations.TOP
         after = np.where(most > 0, np.broadcast_to(most, before.shape), 1).astype(np.float32)
         params.append(Layer(weight * (before / after)[..., None, None], bias / after[..., None]))
         before = after
