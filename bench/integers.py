@@ -15,7 +15,7 @@ from minimodel.backends import available
 from minimodel.bench import mnist
 from minimodel.bench.common import arguments, plus_minus, report, side_by_side
 
-RECIPE: dict[str, Any] = {"peak": 1e-3, "teacher": 0.5, "temperature": 2.0}
+RECIPE: dict[str, Any] = {"peak": 1e-4, "teacher": 0.9, "temperature": 2.0}
 ROWS, REPEATS = 6400, 15
 
 
@@ -24,7 +24,7 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("data", help="the folder with MNIST's IDX files")
     parser.add_argument("dense", help="the file of the dense networks")
-    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--backend", default="jax", help="for the retraining")
     parser.add_argument("--threads", type=int, default=1, help="of NumPy's BLAS, for the times")
     options = parser.parse_args()
