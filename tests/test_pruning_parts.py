@@ -589,7 +589,7 @@ def run_exchange(values, growth, old, part, pattern, backend="numpy"):
 
 
 @pytest.mark.parametrize("step", [None, 1.0], ids=["distinct", "ties"])
-@pytest.mark.parametrize("name", [name for name in FREE if name != "neurons"])
+@pytest.mark.parametrize("name", FREE)
 def test_exchange_is_literal(backend, name, step):
     """Each layer by itself, of members with different counts."""
     rng, members = np.random.default_rng(4), 2

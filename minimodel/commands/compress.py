@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 
 from minimodel import backends, coded, datasets, export, model, observe, pipeline, plots, storage
 from minimodel.commands.options import BACKEND, JSON, MODEL, SEED, TASK, cleared, run_files
@@ -155,7 +156,8 @@ def _compress(
         )
     if epochs == 0:
         cleared(files)
-    for own, found in zip(names, points, strict=True):
+    for at, own in enumerate(names):
+        found = points[at]
         for i, key in enumerate(own):
             network = shrink(found.model.member(i))
             if as_coded:
@@ -164,6 +166,7 @@ def _compress(
                 network.save(files[key])
             if onnx:
                 export.to_onnx(to_integers(network, splits), files[f"{key}-onnx"])
+        points[at] = found._replace(bytes=np.array([Path(files[key]).stat().st_size for key in own]))
     before = point(dense, splits)
     settings = {"seeds": seeds, "teach": teach, "temperature": temperature, "epochs": epochs, "task": task, **options}
     record = {

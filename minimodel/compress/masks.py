@@ -69,8 +69,9 @@ def exchange(scores: Arrays, growth: Arrays, old: Arrays, part: Array, *, choice
     come = tuple(
         keep((g,), (a & ~s,), [], m, backend)[0] for s, g, a, m in zip(stay, grown, allowed, moved, strict=True)
     )
-    same, new = masks_of(stay, shapes, scores, old, choice), masks_of(come, shapes, scores, None, choice)
-    return tuple(s | n for s, n in zip(same, new, strict=True))
+    kept, others = (tuple(map(fn, stay, come)) for fn in (lambda s, c: s | c, lambda s, c: ~c))
+    whole, same = (masks_of(units, shapes, scores, None, choice) for units in (kept, others))
+    return tuple(w & (o | ~s) for w, o, s in zip(whole, old, same, strict=True))  # what stays is not refilled
 
 
 def flat_units(scores: Arrays, old: Arrays | None, choice: Choice) -> tuple[Arrays, Arrays | None]:

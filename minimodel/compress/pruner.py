@@ -9,13 +9,13 @@ from minimodel.backends import Backend
 from minimodel.compress import masks as make
 from minimodel.compress import scores
 from minimodel.compress.masks import Choice
-from minimodel.compress.patterns import Pattern
+from minimodel.compress.patterns import Neurons, Pattern
 from minimodel.compress.pruning_schedules import PruningSchedule
 from minimodel.compress.scores import Asked, Score
 from minimodel.compress.surgeon import corrected
 from minimodel.compress.target import Target
 from minimodel.gradients import forward
-from minimodel.network import Network, Params
+from minimodel.network import Layer, Network, Params
 from minimodel.problem import Masks, Problem, Rows, masked
 from minimodel.tree import Array
 
@@ -48,7 +48,7 @@ class Pruner(NamedTuple):
         backend = self.problem.backend
         masks = old and on_backend(old, params, backend)
         key = random.fold_in(self.key, epoch)
-        parts = self.schedule.parts(epoch, self.epochs)
+        parts, revived = self.schedule.parts(epoch, self.epochs), None
         exchanged = self.schedule.exchanged(epoch, self.epochs)
         for number, part in enumerate(parts):
             found = self.scored(self.schedule.first or self.score, params, random.fold_in(key, number), moved)
@@ -60,6 +60,8 @@ class Pruner(NamedTuple):
             run = backend.jit(make.exchange, static=("choice",))
             masks = run(found, growth, masks, np.asarray(exchanged, np.float32), choice=self.choice)
             params = self.obeying(params, masks)
+            if isinstance(self.pattern, Neurons):  # from weights of 0 on both sides none could ever learn
+                params = revived = self.fresh(params, on_backend(old, params, backend), masks, random.fold_in(key, 2))
         if not (parts or exchanged):
             return None
         new = backend.to_numpy(masks)
@@ -67,7 +69,17 @@ class Pruner(NamedTuple):
             np.array_equal(n, np.broadcast_to(o, n.shape)) for n, o in zip(new, old, strict=True)
         ):
             return None
-        return Cut(new, backend.to_numpy(params) if self.correct else self.rewind)
+        return Cut(new, backend.to_numpy(params) if self.correct or revived else self.rewind)
+
+    def fresh(self, params: Params, old: tuple[Array, ...], new: tuple[Array, ...], key: np.ndarray) -> Params:
+        """The parameters with weights that feed neurons which came drawn anew; those they feed begin at 0."""
+        backend, found = self.problem.backend, []
+        drawn = self.problem.network.init(key, backend=backend)
+        for layer, own, before, mask in zip(params, drawn, old, new, strict=True):
+            xp = backend.xp
+            came = xp.any(mask, axis=-2, keepdims=True) & ~xp.any(mask & before, axis=-2, keepdims=True)
+            found.append(Layer(xp.where(mask & came, own.weight, layer.weight), layer.bias))
+        return tuple(found)
 
     @property
     def choice(self) -> Choice:

@@ -96,8 +96,6 @@ def prune(
         rewind = check_params(model.network, getattr(rewind, "params", rewind), model.population, "rewind")
         if correct:
             raise ValueError("correct: rewinding would undo the corrections; give one of correct and rewind")
-    if schedule.grow and isinstance(pattern, patterns.Neurons):
-        raise ValueError("schedule: a neuron that is gone has no weights to grow by; regrow takes other patterns")
     weights = {"sample_weight": sample_weight, "class_weight": class_weight}
     problem = prepare(model.network, data, model.loss, backend, fitted=model, teacher=teacher, **weights)
     key = random.fold_in(keys, SCORES)

@@ -139,7 +139,8 @@ def regrow(
     """Sparse from the start: after every so many epochs each layer drops its lowest weights and grows others.
 
     first    the score of the first masks
-    grow     the score of weights to come, which start at 0: "gradient" is RigL, "random" is SET
+    grow     the score of weights to come, which start at 0: "gradient" is RigL, "random" is SET. Whole neurons start
+             from weights drawn anew; as their gradient is 0 while they are gone, let them come at random
     drop     ζ, the part of the kept weights that is exchanged; it falls as a cosine to 0 at ``until`` of the epochs,
              for SET too, whose paper keeps it as it is
 

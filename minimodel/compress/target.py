@@ -67,8 +67,6 @@ def find_target(
         number = check_numbers("threshold", threshold, ())
         return Target(sizes, [], [], float(number), pooled, spared)
     total = sum(sizes)
-    if "count" in given and not pooled:
-        raise ValueError("count: it is of all layers together, allocation='global'; give a sparsity")
     if "count" in given:
         overall = check_units("count", given["count"], total, members) / total
     else:
@@ -76,6 +74,8 @@ def find_target(
     groups = [total] if pooled else sizes
     floor = [float(np.dot(least, sizes)) / total] if pooled else least
     wanted = [np.maximum(s, low) for s, low in zip(sparsities(overall, allocation, sizes, network), floor, strict=True)]
+    if "count" in given and not pooled:
+        wanted = exact(wanted, sizes, np.asarray(given["count"]))
     target = Target(groups, wanted, gone_before(masks, pattern, pooled, len(groups)), None, pooled, spared)
     needed = [sum(spared)] if pooled else spared
     for i, (kept, need, size) in enumerate(zip(target.kept(), needed, groups, strict=True)):
@@ -84,6 +84,15 @@ def find_target(
             text = f"cap: {cap} keeps {need} of {size} units{where}, the sparsity only {kept.min()}"
             raise ValueError(f"{text}; raise the cap or lower the sparsity")
     return target
+
+
+def exact(wanted: list[np.ndarray], sizes: list[int], count: np.ndarray) -> list[np.ndarray]:
+    """Sparsities whose units add up to the count: what is left over by rounding down goes by the largest remainders."""
+    units = np.stack([np.broadcast_to(s, count.shape) * n for s, n in zip(wanted, sizes, strict=True)])
+    whole = np.floor(units + 1e-9)
+    rank = np.argsort(np.argsort(whole - units, axis=0, kind="stable"), axis=0)
+    whole += rank < count - whole.sum(axis=0)
+    return [own / n for own, n in zip(whole, sizes, strict=True)]
 
 
 def gone_before(masks: Masks | None, pattern: Pattern, pooled: bool, groups: int) -> list[np.ndarray]:
