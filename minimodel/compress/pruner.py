@@ -46,7 +46,7 @@ class Pruner(NamedTuple):
     def cut(self, epoch: int, old: Masks | None, params: Params, moved: Params | None) -> Cut | None:
         """The cut before this epoch, from parameters on the backend; None where there is none."""
         backend = self.problem.backend
-        masks = old and on_backend(old, params, backend)
+        masks = before = old and on_backend(old, params, backend)
         key = random.fold_in(self.key, epoch)
         parts, revived = self.schedule.parts(epoch, self.epochs), None
         exchanged = self.schedule.exchanged(epoch, self.epochs)
@@ -60,8 +60,8 @@ class Pruner(NamedTuple):
             run = backend.jit(make.exchange, static=("choice",))
             masks = run(found, growth, masks, np.asarray(exchanged, np.float32), choice=self.choice)
             params = self.obeying(params, masks)
-            if isinstance(self.pattern, Neurons):  # from weights of 0 on both sides none could ever learn
-                params = revived = self.fresh(params, on_backend(old, params, backend), masks, random.fold_in(key, 2))
+            if isinstance(self.pattern, Neurons) and before:  # from weights of 0 on both sides none could ever learn
+                params = revived = self.fresh(params, before, masks, random.fold_in(key, 2))
         if not (parts or exchanged):
             return None
         new = backend.to_numpy(masks)
