@@ -8,7 +8,8 @@ import numpy as np
 
 from minimodel import activations, qarray, random
 from minimodel.backends import Backend, load
-from minimodel.compress import ranges
+from minimodel.compress import gptq, ranges
+from minimodel.compress.pruner import sample
 from minimodel.datasets import Splits
 from minimodel.gradients import forward
 from minimodel.model import Model
@@ -22,6 +23,7 @@ from minimodel.search.training import finished, fit
 from minimodel.streams import Stream
 from minimodel.teacher import Teacher
 
+ROUNDINGS = ("nearest", "gptq")
 ROWS = 4096  # training rows that ranges of activations are taken from
 
 
@@ -35,6 +37,7 @@ def quantize(
     per_channel: bool = True,
     clip: bool = True,
     activation_bits: int | None = None,
+    rounding: str = "nearest",
     backend: str | Backend = "numpy",
     sample_weight: Any = None,
     class_weight: Any = None,
@@ -53,6 +56,8 @@ def quantize(
     clip          let the scale leave out the largest weights where that lowers Σ(w − ŵ)²
     activation_bits   turn relu into relu of 1 to 8 bits as well: the ranges that miss the values of each layer least,
                   on training rows, become [0, 4], and the weights on either side take up the scale
+    rounding      "nearest", or "gptq": before any retraining the weights to come make up for those that were rounded,
+                  and the biases for what is still missing
     teacher       learn from a model's outputs as well as from the targets
     training      through the rounding, as in ``gradient_descent``, by default 5 epochs of ``adam(cosine(1e-4))``;
                   epochs=0 only rounds
@@ -68,13 +73,20 @@ def quantize(
     problem = prepare(model.network, data, model.loss, backend, fitted=model, teacher=teacher, **weights)
     training.setdefault("epochs", 5)
     training["optimizer"] = training.get("optimizer") or optimizers.adam(schedules.cosine(1e-4))
+    if rounding not in ROUNDINGS:
+        raise ValueError(f"rounding: expected one of {', '.join(ROUNDINGS)}, got {rounding!r}")
     widths = check_bits(bits, model.population)
     how: dict[str, Any] = {"symmetric": symmetric, "per_channel": per_channel, "clip": clip}
     quantizers = tuple(calibrated(layer.weight, widths, **how) for layer in model.params)
+    start = model.params
+    if rounding == "gptq":
+        given = to_backend(backend, (model.params, quantizers, model.masks))
+        program = backend.jit(gptq.fitted, static=("network", "backend"))
+        start = backend.to_numpy(program(*given, sample(problem).x, network=model.network, backend=backend))
     run = fit(
         problem,
         keys=run_keys(seed, model.population),
-        params=model.params,
+        params=start,
         masks=model.masks,
         through=ROUNDING,
         values=to_backend(backend, quantizers),
