@@ -35,6 +35,7 @@ def make(variant: str | None = None, *, xp: Any = None, debug: bool = False) -> 
         to_numpy=functools.partial(tree.map, lambda leaf: np.array(np.from_dlpack(leaf))),
         synchronize=lambda values: values,
         packs=2**16,
+        room=2**19,  # 2 MiB, the cache of one core
         jit=functools.partial(poisoning_jit if debug else eager_jit, xp),
         scan=functools.partial(scan, xp, debug),
         spread=lambda values, axis: values,

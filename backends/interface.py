@@ -21,6 +21,7 @@ class Backend:
     synchronize      (tree) -> the same tree, once it has been computed
     packs            networks, with their population, of up to so many parameters are trained as one array: where
                      a call costs more than a copy
+    room             floats that are worked on at once where work comes in parts: as many as stay in the cache
     jit              (fn, static=(), donate=()) -> fn compiled; arguments are named, fn is a module-level
                      function (results are cached by it), donated arguments are consumed, and NumPy arrays among
                      the others come over by themselves, which costs less than asarray: leave them as they are
@@ -43,6 +44,7 @@ class Backend:
     to_numpy: Callable[[Tree], Tree]
     synchronize: Callable[[Tree], Tree]
     packs: int
+    room: int
     jit: Callable[..., Callable[..., Any]]
     scan: Callable[[Callable[..., Any], Tree, Tree], tuple[Tree, Tree]]
     spread: Callable[[Tree, int | None], Tree]

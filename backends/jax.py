@@ -16,6 +16,7 @@ from minimodel.backends.interface import Backend, check_integer_matmul, scan_len
 from minimodel.tree import Array, Tree
 
 PRECISIONS = ("highest", "high", "default")
+HOST_ROOM, DEVICE_ROOM = 2**22, 2**28  # 16 MiB, which all cores share; 1 GiB of an accelerator
 
 
 def make(variant: str | None = None, *, precision: str = "highest") -> Backend:
@@ -39,6 +40,7 @@ def make(variant: str | None = None, *, precision: str = "highest") -> Backend:
         to_numpy=functools.partial(jax.tree.map, np.array),
         synchronize=jax.block_until_ready,
         packs=0,
+        room=HOST_ROOM if devices[0].platform == "cpu" else DEVICE_ROOM,
         jit=functools.cache(functools.partial(jit, placed, precision)),
         scan=scan,
         spread=functools.partial(spread, devices),

@@ -137,41 +137,40 @@ def test_it_finds_digits():
 # Chunks and devices.
 
 
-def in_chunks(size, backend, monkeypatch, **options):
+def in_chunks(size, backend, **options):
     """The search with so many candidates at a time, and no more drawn ahead."""
     rows = len(data().train.x)
-    monkeypatch.setattr(random_search, "CACHED", size * rows * 6)
-    fresh = replace(backend, devices=("cpu",))  # a program of its own: nothing compiled before is used
+    fresh = replace(backend, devices=("cpu",), room=size * rows * 6)  # a program of its own: nothing compiled is used
     strategy = options["strategy"]
     static = random_search.Static(fresh, NETWORK, None, None, strategy.plan, 8)
     assert random_search.chunk_size(static, rows) == size
     return mm.random_search(NETWORK, data(), seed=0, backend=fresh, generations=6, population=8, **options)
 
 
-def assert_chunks_change_nothing(backend, monkeypatch, **options):
-    few, all_of_them = (in_chunks(size, backend, monkeypatch, **options) for size in (2, 8))
+def assert_chunks_change_nothing(backend, **options):
+    few, all_of_them = (in_chunks(size, backend, **options) for size in (2, 8))
     np.testing.assert_allclose(few.history["loss"], all_of_them.history["loss"], rtol=1e-6)
     assert_close(few.params, all_of_them.params, rtol=1e-6, atol=1e-7)
     assert_close(few.state.search.state, all_of_them.state.search.state, rtol=1e-5, atol=1e-6)
 
 
-def test_chunks_change_nothing(maker, monkeypatch):
+def test_chunks_change_nothing(maker):
     """Two candidates at a time or all eight at once."""
-    assert_chunks_change_nothing(mm.backends.load("numpy"), monkeypatch, strategy=maker(0.1))
+    assert_chunks_change_nothing(mm.backends.load("numpy"), strategy=maker(0.1))
 
 
-def test_chunks_change_nothing_on_any_backend(backend, monkeypatch):
+def test_chunks_change_nothing_on_any_backend(backend):
     options = {"batch_size": len(data().train.x), "own_batches": True, "strategy": strategies.low_rank_es()}
-    assert_chunks_change_nothing(backend, monkeypatch, **options)
+    assert_chunks_change_nothing(backend, **options)
 
 
 @pytest.mark.parametrize("population", [1, 2, 6, 7, 24, 128, 1000])
 @pytest.mark.parametrize(
     ("devices", "room"),
     [
-        (("TFRT_CPU_0",), random_search.CACHED),
-        (("TFRT_CPU_0",) * 4, random_search.CACHED),
-        (("cuda:0",), random_search.ACCELERATED),
+        (("TFRT_CPU_0",), 2**19),
+        (("TFRT_CPU_0",) * 4, 2**22),
+        (("cuda:0",), 2**28),
     ],
 )
 @pytest.mark.parametrize("strategy", [strategies.hill_climbing(), strategies.open_es(), strategies.low_rank_es()])
@@ -179,7 +178,7 @@ def test_a_chunk_is_the_largest_part_with_room_that_devices_share(strategy, popu
     """Of pairs where they share their draws; a candidate takes room for its activations, or for its own parameters."""
     unit = 2 if strategy.plan.mirrored else 1
     population *= unit
-    backend = replace(mm.backends.load("numpy"), devices=devices)
+    backend = replace(mm.backends.load("numpy"), devices=devices, room=room)
     static = random_search.Static(backend, NETWORK, None, None, strategy.plan, population)
     own = NETWORK.parameters if strategy.plan.forms else 0
     for rows in (1, 10, 100, 10_000, 10**9):

@@ -33,7 +33,6 @@ from minimodel.tree import Array, Tree
 
 INIT, DRAWS, BATCHES = 0, 1, 2  # what the run's key is folded with: initial parameters, candidates, mini-batches
 GENERATIONS = 10  # in one program; between two of them the host looks and reports
-CACHED, ACCELERATED = 2**19, 2**28  # floats: 2 MiB, the cache of one core; 1 GiB
 
 Fitness = Callable[[Params, Array, Array], Array]  # (params, outputs, targets) -> one number a candidate
 
@@ -290,7 +289,7 @@ def evolve(
         index = xp.arange(static.population, dtype=xp.uint32)
         keys = random.fold_in(random.fold_in(given.key, number), index)
         batch_keys = random.fold_in(batch_key, index // 2 if plan.mirrored else index)
-        if draws is None and static.population * plan.width(state.best) <= CACHED:  # few numbers: all at once
+        if draws is None and static.population * plan.width(state.best) <= backend.room:  # few numbers: all at once
             draws = plan.draw(keys, state.best, backend)
         chunks = tree.map(lambda leaf: xp.reshape(leaf, (-1, chunk, *leaf.shape[1:])), (keys, batch_keys, draws))
         found = backend.spread(backend.scan(evaluate, None, chunks)[1], None)
@@ -324,12 +323,10 @@ def elite_of(elite: Elite, given: Given, state: State, draws: Array, fitness: Ar
 
 def chunk_size(static: Static, rows: int) -> int:
     """How many candidates to draw and evaluate at once: the largest part of the population that divides it, whose
-    parameters and activations stay in the cache, or in a gigabyte of an accelerator; if one does, such a part of which
-    all devices have as much."""
+    parameters and activations have room on the devices; if one does, such a part of which all have as much."""
     floats = (static.batch_size or rows) * max(static.network.layer_sizes[1:])
     floats = max(floats, static.network.parameters) if static.plan.forms else floats
-    on_host = all("cpu" in device.lower() for device in static.backend.devices)
-    most = max(1, (CACHED if on_host else ACCELERATED) // floats) * len(static.backend.devices)
+    most = max(1, static.backend.room // floats) * len(static.backend.devices)
     unit = 2 if static.plan.mirrored else 1
     sizes = [size for size in range(unit, static.population + 1, unit) if static.population % size == 0]
     shared = [size for size in sizes if size % (unit * len(static.backend.devices)) == 0]
