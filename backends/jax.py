@@ -30,7 +30,7 @@ def make(variant: str | None = None, *, precision: str = "highest") -> Backend:
     if precision not in PRECISIONS:
         raise ValueError(f"precision: expected one of {PRECISIONS}, got {precision!r}")
     device = find_device(variant) if variant else None
-    devices = [device] if variant else jax.devices()
+    devices: list[Any] = [device] if variant else jax.devices()
     placed = functools.partial(jax.default_device, device) if variant else nullcontext
     return Backend(
         name=f"jax:{variant}" if variant else "jax",
