@@ -12,6 +12,8 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
+from minimodel.model import standard_error
+
 
 def arguments(description: str | None) -> argparse.ArgumentParser:
     """A parser with the option every benchmark has."""
@@ -48,8 +50,7 @@ def side_by_side(cases: dict[str, Callable[[], Any]], repeats: int = 7) -> dict[
 
 def plus_minus(values: Any, sign: str = "") -> str:
     """Mean ± standard error of an array."""
-    error = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else float("nan")
-    return f"{values.mean():{sign}6.2f} ± {error:.2f}"
+    return f"{values.mean():{sign}6.2f} ± {standard_error(values):.2f}"
 
 
 def machine() -> dict[str, Any]:

@@ -8,10 +8,9 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import numpy as np
-
 import minimodel as mm
 from minimodel.bench.common import arguments, report
+from minimodel.model import standard_error
 
 RECIPE: dict[str, Any] = {"peak": 0.1, "warmup": 0.05, "weight_decay": 3e-4, "sharpness": 0.2, "input_dropout": 0.1}
 BATCH = 128
@@ -36,7 +35,7 @@ def main() -> None:
         for name, part in (("validation", data.validation), ("test", data.test))
     }
     for name, found in errors.items():
-        error = found.std(ddof=1) / np.sqrt(len(found)) if len(found) > 1 else np.nan
+        error = standard_error(found)
         print(f"{name:<10} error {found.mean():.3f} ± {error:.3f} %  ({', '.join(f'{value:.2f}' for value in found)})")
     settings = {"layer_sizes": network.layer_sizes, "batch_size": BATCH, "epochs": options.epochs, **RECIPE}
     results = {name: found.tolist() for name, found in errors.items()}

@@ -39,7 +39,7 @@ class Evaluation(NamedTuple):
 
     def standard_error(self) -> "Evaluation":
         """s/√P of the mean over P networks, s² their sample variance; NaN for one network."""
-        return Evaluation(*(None if value is None else _standard_error(np.asarray(value)) for value in self))
+        return Evaluation(*(None if value is None else standard_error(np.asarray(value)) for value in self))
 
     def __str__(self) -> str:
         found = zip(self._fields, self.mean(), self.standard_error(), strict=True)
@@ -51,7 +51,8 @@ class Evaluation(NamedTuple):
         return ", ".join(parts)
 
 
-def _standard_error(values: np.ndarray) -> float:
+def standard_error(values: np.ndarray) -> float:
+    """s/√n of their mean, s² their sample variance; NaN of one alone."""
     return float(values.std(ddof=1, dtype=np.float64) / np.sqrt(values.size)) if values.size > 1 else float("nan")
 
 

@@ -64,9 +64,8 @@ def draw_trade_off(points: list[Point], dense: Point, title: str, path: str | Pa
     classify = dense.model.loss.labels
     heights = np.array([(100 if classify else 1) * point.error for point in points]).reshape(len(points), -1)
     bars = heights.std(axis=1, ddof=1) / heights.shape[1] ** 0.5 if heights.shape[1] > 1 else None
-    weights = sum(inputs * outputs for inputs, outputs in dense.model.network.shapes)
     panels = {
-        "weights kept, %": [100 * point.kept.mean() / weights for point in points],
+        "weights kept, %": [100 * (1 - point.sparsity) for point in points],
         "bytes of the file": [point.bytes.mean() for point in points],
         "multiply-adds of a row": [point.multiply_adds.mean() for point in points],
     }

@@ -7,7 +7,7 @@ The real 0 is always the integer z, so a pruned weight stays exactly 0. Scales a
 (*population, 1, 1) per tensor, (*population, 1, out) per output channel.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -75,10 +75,15 @@ def power_of_two(quantizer: Quantizer) -> Quantizer:
 
 def levels(bits: int, symmetric: bool) -> tuple[int, int]:
     """The least and the greatest integer."""
-    if isinstance(bits, bool) or not isinstance(bits, int | np.integer) or not MIN_BITS <= bits <= MAX_BITS:
-        raise ValueError(f"bits: expected an integer from {MIN_BITS} to {MAX_BITS}, got {bits!r}")
-    top = 2 ** (int(bits) - 1) - 1
+    top = 2 ** (check_bits(bits) - 1) - 1
     return (-top if symmetric else -top - 1), top
+
+
+def check_bits(bits: Any, least: int = MIN_BITS, name: str = "bits") -> int:
+    """The bits, if they are an integer from ``least`` to 8."""
+    if isinstance(bits, bool) or not isinstance(bits, int | np.integer) or not least <= bits <= MAX_BITS:
+        raise ValueError(f"{name}: expected an integer from {least} to {MAX_BITS}, got {bits!r}")
+    return int(bits)
 
 
 def _quantizer(least: Array, most: Array, low: int, high: int) -> Quantizer:

@@ -64,10 +64,9 @@ def paths(masks: Sequence[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarra
     return reached(masks), reached([mask.mT for mask in masks[::-1]])[::-1]
 
 
-def live_units(params: Params) -> list[np.ndarray]:
-    """The inputs, hidden neurons and outputs that ``shrink`` keeps: on a way through one of the networks, or the first
-    of a layer that has none; and all outputs."""
-    fed, used = paths([layer.weight != 0 for layer in params])
+def live_units(fed: list[np.ndarray], used: list[np.ndarray]) -> list[np.ndarray]:
+    """The inputs, hidden neurons and outputs that ``shrink`` keeps, by their ``paths``: on a way through one of the
+    networks, or the first of a layer that has none; and all outputs."""
     found = [(f & u).reshape(-1, f.shape[-1]).any(axis=0) for f, u in zip(fed, used, strict=True)]
     found[-1] = np.ones_like(found[-1])
     for units in found:
@@ -77,8 +76,8 @@ def live_units(params: Params) -> list[np.ndarray]:
 
 def summarize(params: Params, sizes: Sequence[int]) -> Summary:
     """The summary of parameters whose layers take ``sizes`` bytes each."""
-    units, (fed, used) = live_units(params), paths([layer.weight != 0 for layer in params])
-    found = []
+    fed, used = paths([layer.weight != 0 for layer in params])
+    units, found = live_units(fed, used), []
     for i, (layer, size) in enumerate(zip(params, sizes, strict=True)):
         kept = layer.weight != 0
         working = kept & fed[i][..., :, None] & used[i + 1][..., None, :]

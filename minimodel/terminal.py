@@ -17,6 +17,7 @@ from rich.table import Table
 
 from minimodel import __version__, observe
 from minimodel.backends import Backend
+from minimodel.model import standard_error
 from minimodel.observe import Callback, plain
 from minimodel.pipeline import Stage
 from minimodel.trade_offs import Point
@@ -78,8 +79,7 @@ def show_trade_off(record: dict[str, Any], points: list[Point]) -> None:
     for name in ("weights", "of", "bits", "bytes", "multiply-adds", error, "± s.e."):
         table.add_column(name, justify="right", no_wrap=True)
     for point in points:
-        n = len(point.error)
-        spread = f"{point.error.std(ddof=1) / n**0.5:.4f}" if n > 1 else "–"
+        spread = f"{standard_error(point.error):.4f}" if len(point.error) > 1 else "–"
         kept, size, work = (f"{values.mean():,.0f}" for values in (point.kept, point.bytes, point.multiply_adds))
         left, bits = f"{100 * (1 - point.sparsity):.3g} %", "32" if point.bits is None else str(point.bits)
         table.add_row(kept, left, bits, size, work, f"{point.error.mean():.4f}", spread)

@@ -71,13 +71,12 @@ def point(model: Model, data: Splits) -> Point:
     """The figures of one network, or of a population of one number of bits."""
     members = [model] if model.population is None else [model.member(i) for i in range(model.population)]
     summaries = [member.summary() for member in members]
-    kept, work = (
+    weights, kept, work = (
         np.array([sum(getattr(layer, name) for layer in summary) for summary in summaries])
-        for name in ("kept", "multiply_adds")
+        for name in ("weights", "kept", "multiply_adds")
     )
     sizes = np.array([shrink(member).nbytes for member in members])
-    weights = sum(inputs * outputs for inputs, outputs in model.network.shapes)
-    sparsity = float(1 - kept.mean() / weights)
+    sparsity = float(1 - kept.mean() / weights[0])
     errors = error(model, data.test), error(model, data.validation)
     return Point(sparsity, members[0].bits, model, kept, sizes, work, *errors)  # type: ignore[arg-type]
 

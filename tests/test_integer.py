@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as hnp
 import minimodel as mm
 from minimodel import activations, losses, optimizers, qarray, ranges, tree
 from minimodel.activations import ACTIVATIONS, STEPPED
-from minimodel.compress import integer
+from minimodel.compress import integer, samples
 from minimodel.compress.integer import IntegerLayer
 from minimodel.gradients import forward
 from minimodel.model import Model, evaluation
@@ -554,7 +554,7 @@ def test_pixels_are_rows_too(backend):
 
 def test_ranges_are_of_every_layer_and_of_few_rows(monkeypatch):
     """``range_of`` gets the inputs, and of each hidden layer what is rounded: activations, and sums before a table."""
-    monkeypatch.setattr(integer, "ROWS", 10)
+    monkeypatch.setattr(samples, "ROWS", 10)
     x, seen = random_rows(4, 30), []
 
     def spy(values):

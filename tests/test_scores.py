@@ -9,7 +9,7 @@ import pytest
 import minimodel as mm
 from minimodel import losses, optimizers, random, tree
 from minimodel.compress import scores
-from minimodel.compress.pruner import ROWS, sample
+from minimodel.compress.samples import ROWS, sample
 from minimodel.compress.scores import Asked, measure
 from minimodel.model import Model
 from minimodel.problem import prepare, to_backend

@@ -11,7 +11,7 @@ what is still missing. Frantar et al., GPTQ (2023), algorithm 1, exactly and wit
 
 from minimodel import qarray
 from minimodel.backends import Backend
-from minimodel.compress.surgeon import covariance
+from minimodel.compress.surgeon import covariance, with_bias
 from minimodel.gradients import forward
 from minimodel.network import Layer, Network, Params
 from minimodel.qarray import Quantizer
@@ -37,8 +37,7 @@ def rounded(layer: Layer, quantizer: Quantizer, mask: Array | None, a: Array, ba
 
     weight = backend.scan(step, layer.weight, (places, rows, xp.moveaxis(kept, -2, 0)))[0]
     weight = qarray.fake_quantize(weight, quantizer) * kept
-    missing = (mean[..., None, :] @ (layer.weight - weight))[..., 0, :]
-    return Layer(weight, layer.bias + missing)
+    return with_bias(layer, weight, mean)
 
 
 def round_row(w: Array, quantizer: Quantizer) -> Array:

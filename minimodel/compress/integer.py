@@ -18,10 +18,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minimodel import activations, qarray, random, tree
+from minimodel import activations, qarray, tree
 from minimodel.backends import Backend, load
 from minimodel.compress import ranges
 from minimodel.compress.ranges import Range
+from minimodel.compress.samples import picked
 from minimodel.datasets import Dataset, Splits
 from minimodel.gradients import forward
 from minimodel.model import Evaluation, Model, evaluation
@@ -30,7 +31,6 @@ from minimodel.problem import check_data
 from minimodel.qarray import QArray
 from minimodel.tree import Array, namespace
 
-ROWS = 4096  # training rows that ranges are taken from
 MOST_SHIFT = 30  # bits
 
 
@@ -169,8 +169,7 @@ def to_integers(
     if shift and any((np.frexp(q.scale)[0] != 0.5).any() for q in weights):
         raise ValueError("shift: the scales of these weights are no powers of two; take a model of floats")
     used = tuple(Layer(qarray.dequantize(q), layer.bias) for q, layer in zip(weights, model.params, strict=True))
-    rows = random.permutation(random.key(0), len(data.train.x))[:ROWS]
-    forwarded = forward(model.network, used, model.prepared(data.train.x[np.sort(rows)]))
+    forwarded = forward(model.network, used, model.prepared(data.train.x[picked(len(data.train.x))]))
     lead = used[0].bias.shape[:-1]
 
     def scale_of(values: np.ndarray) -> Scale:

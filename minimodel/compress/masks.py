@@ -32,11 +32,7 @@ def choose(scores: Arrays, old: Arrays | None, kept: Arrays, *, choice: Choice) 
     if choice.pooled:
         chosen = keep(units, present, tiers, kept[0], backend)
     else:
-        here: Any = present or (None,) * len(units)
-        chosen = tuple(
-            keep((units[i],), here[i] if here[i] is None else (here[i],), [(tier[i],) for tier in tiers], n, backend)[0]
-            for i, n in enumerate(kept)
-        )
+        chosen = keep_each(units, present, tiers, kept, backend)
     return masks_of(chosen, shapes, scores, old, choice)
 
 
@@ -59,16 +55,13 @@ def exchange(scores: Arrays, growth: Arrays, old: Arrays, part: Array, *, choice
     grown, _ = flat_units(growth, None, choice)
     assert present is not None
     counts = [count(mask, xp) for mask in present]
-    moved = [xp.astype(xp.round(part * xp.astype(n, xp.float32)), xp.int32) for n in counts]
-    stay = tuple(
-        keep((unit,), (here,), [], n - m, backend)[0]
-        for unit, here, n, m in zip(units, present, counts, moved, strict=True)
-    )
+    moved = tuple(xp.astype(xp.round(part * xp.astype(n, xp.float32)), xp.int32) for n in counts)
+    staying = tuple(n - m for n, m in zip(counts, moved, strict=True))
+    stay = keep_each(units, present, [], staying, backend)
     wanted = tuple(xp.where(s, xp.full_like(g, float("inf")), g) for s, g in zip(stay, grown, strict=True))
     allowed = first(wanted, shapes, choice) or tuple(xp.ones_like(s) for s in stay)
-    come = tuple(
-        keep((g,), (a & ~s,), [], m, backend)[0] for s, g, a, m in zip(stay, grown, allowed, moved, strict=True)
-    )
+    open_to = tuple(a & ~s for a, s in zip(allowed, stay, strict=True))
+    come = keep_each(grown, open_to, [], moved, backend)
     kept, others = (tuple(map(fn, stay, come)) for fn in (lambda s, c: s | c, lambda s, c: ~c))
     whole, same = (masks_of(units, shapes, scores, None, choice) for units in (kept, others))
     return tuple(w & (o | ~s) for w, o, s in zip(whole, old, same, strict=True))  # what stays is not refilled
@@ -91,14 +84,11 @@ def spared(units: Arrays, present: Arrays | None, fixed: Arrays | None, choice: 
     """The best of each layer, as many as it is to keep whatever happens."""
     if not any(choice.spared):
         return None
-    xp, backend = choice.backend.xp, choice.backend
+    xp = choice.backend.xp
     if present is not None and fixed is not None:
         present = tuple(p & f for p, f in zip(present, fixed, strict=True))
-    here: Any = present or fixed or (None,) * len(units)
-    return tuple(
-        keep((unit,), None if there is None else (there,), [], xp.asarray(n, dtype=xp.int32), backend)[0]
-        for unit, there, n in zip(units, here, choice.spared, strict=True)
-    )
+    counts = tuple(xp.asarray(n, dtype=xp.int32) for n in choice.spared)
+    return keep_each(units, present or fixed, [], counts, choice.backend)
 
 
 def first(units: Arrays, shapes: list[tuple[int, ...]], choice: Choice) -> Arrays | None:
@@ -106,6 +96,15 @@ def first(units: Arrays, shapes: list[tuple[int, ...]], choice: Choice) -> Array
     xp = choice.backend.xp
     found = choice.pattern.first(tuple(xp.reshape(unit, shape) for unit, shape in zip(units, shapes, strict=True)))
     return None if found is None else flat(found, xp)
+
+
+def keep_each(scores: Arrays, present: Arrays | None, tiers: list[Arrays], counts: Arrays, backend: Backend) -> Arrays:
+    """``keep`` in every layer by itself, so many."""
+    here: Any = present and [(layer,) for layer in present]
+    return tuple(
+        keep((score,), here and here[i], [(tier[i],) for tier in tiers], n, backend)[0]
+        for i, (score, n) in enumerate(zip(scores, counts, strict=True))
+    )
 
 
 def keep(scores: Arrays, present: Arrays | None, tiers: list[Arrays], k: Array, backend: Backend) -> Arrays:

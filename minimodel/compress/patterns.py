@@ -28,7 +28,7 @@ class Pattern(Protocol):
 class _Free:
     """Any unit may go."""
 
-    def first(self, scores: Arrays) -> None:
+    def first(self, scores: Arrays) -> Arrays | None:
         return None
 
 
@@ -47,17 +47,11 @@ NAMES = ("unstructured", "rows", "columns", "neurons")
 
 
 @dataclass(frozen=True)
-class NOfM:
+class NOfM(Unstructured):
     """At most n of every m consecutive inputs of a neuron stay: what sparse hardware multiplies fast."""
 
     n: int
     m: int
-
-    def units(self, values: Arrays) -> Arrays:
-        return values
-
-    def masks(self, kept: Arrays, like: Arrays) -> Arrays:
-        return kept
 
     def first(self, scores: Arrays) -> Arrays:
         return tuple(map(self.winners, scores))

@@ -17,9 +17,8 @@ from minimodel.compress.target import Target
 from minimodel.gradients import forward
 from minimodel.network import Layer, Network, Params
 from minimodel.problem import Masks, Problem, Rows, masked
+from minimodel.search.training import same_masks
 from minimodel.tree import Array
-
-ROWS = 4096  # the most training rows that a score looks at
 
 
 class Cut(NamedTuple):
@@ -65,9 +64,7 @@ class Pruner(NamedTuple):
         if not (parts or exchanged):
             return None
         new = backend.to_numpy(masks)
-        if old is not None and all(
-            np.array_equal(n, np.broadcast_to(o, n.shape)) for n, o in zip(new, old, strict=True)
-        ):
+        if same_masks(new, before and backend.to_numpy(before)):
             return None
         return Cut(new, backend.to_numpy(params) if self.correct or revived else self.rewind)
 
@@ -131,10 +128,3 @@ def on_backend(masks: Masks, params: Params, backend: Backend) -> tuple[Array, .
     """The masks as arrays of bool there, as large as the weights."""
     shapes = (layer.weight.shape for layer in params)
     return tuple(backend.asarray(np.broadcast_to(mask, shape)) for mask, shape in zip(masks, shapes, strict=True))
-
-
-def sample(problem: Problem) -> Rows:
-    """Training rows for scores, the same for every seed; those of a stream are its first."""
-    rows = next(iter(problem.chunks(0, 1)))
-    order = random.permutation(random.key(0), rows.x.shape[0])[:ROWS]
-    return tree.map(lambda leaf: problem.backend.take(leaf, problem.backend.asarray(np.sort(order))), rows)

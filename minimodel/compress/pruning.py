@@ -10,8 +10,9 @@ from minimodel import random
 from minimodel.backends import Backend, load
 from minimodel.compress import patterns, pruning_schedules, scores
 from minimodel.compress.patterns import Pattern
-from minimodel.compress.pruner import Cut, Pruner, sample
+from minimodel.compress.pruner import Cut, Pruner
 from minimodel.compress.pruning_schedules import PruningSchedule
+from minimodel.compress.samples import sample
 from minimodel.compress.scores import Score
 from minimodel.compress.shrinking import warn_of_collapse
 from minimodel.compress.target import find_target
@@ -109,11 +110,12 @@ def prune(
     if (not moving or schedule.first) and (cut := pruner.cut(0, masks, to_backend(backend, params), None)):
         masks, params = cut.masks, params if cut.params is None else cut.params
 
-    def remask(epoch: int, masks: Masks | None, params: Params, opt_state: Tree) -> Cut | None:
+    def later(epoch: int, masks: Masks | None, params: Params, opt_state: Tree) -> Cut | None:
         return pruner.cut(epoch, masks, params, opt_state.total if moving else None) if epoch else None
 
     cuts = [at for at in range(epochs) if schedule.parts(at, epochs) or schedule.exchanged(at, epochs)]
     settled = max(cuts, default=0)
+    remask = later if settled else None  # of one shot no epoch need ask
     run = fit(problem, keys=keys, params=params, masks=masks, remask=remask, settled=settled, **training)
     warn_of_collapse(run.masks)
     return finished("prune", run, lambda params: replace(model, params=params, quantized=None, bits=None))

@@ -6,10 +6,10 @@ from typing import Any, Unpack
 
 import numpy as np
 
-from minimodel import activations, qarray, random
+from minimodel import activations, qarray
 from minimodel.backends import Backend, load
 from minimodel.compress import gptq, ranges
-from minimodel.compress.pruner import sample
+from minimodel.compress.samples import picked, sample
 from minimodel.datasets import Splits
 from minimodel.gradients import forward
 from minimodel.model import Model
@@ -24,7 +24,6 @@ from minimodel.streams import Stream
 from minimodel.teacher import Teacher
 
 ROUNDINGS = ("nearest", "gptq")
-ROWS = 4096  # training rows that ranges of activations are taken from
 
 
 def quantize(
@@ -124,16 +123,14 @@ def calibrated(weight: np.ndarray, bits: int | tuple[int, ...], **how: Any) -> Q
 
 def stepped(model: Model, data: Splits | Stream, bits: int) -> Model:
     """The model with activations of so many bits, its layers scaled so that they lie in [0, 4]."""
-    name = f"relu_{bits}bit"
-    if not isinstance(bits, int | np.integer) or isinstance(bits, bool) or name not in activations.STEPPED:
-        raise ValueError(f"activation_bits: expected an integer from 1 to 8, got {bits!r}")
+    name = f"relu_{qarray.check_bits(bits, 1, 'activation_bits')}bit"
     network = replace(model.network, activation=name)
     if model.network.activation in activations.STEPPED:
         return replace(model, network=network, state=None)
     if model.network.activation != "relu" or not isinstance(data, Splits):
         found = f"{model.network.activation} and {type(data).__name__}"
         raise ValueError(f"activation_bits: expected a model of relu and Splits, got {found}")
-    rows = data.train.x[np.sort(random.permutation(random.key(0), len(data.train.x))[:ROWS])]
+    rows = data.train.x[picked(len(data.train.x))]
     params, before = [], np.ones(model.params[0].bias.shape[:-1], np.float32)
     steps = forward(model.network, model.params, model.prepared(rows))
     for (weight, bias), step in zip(model.params, [*steps[1:], None], strict=True):

@@ -5,22 +5,14 @@ between them.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
 from minimodel.problem import check_numbers
-from minimodel.qarray import SMALLEST
+from minimodel.qarray import SMALLEST, check_bits
 
 Range = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 BATCHES, TRIES = 16, 48
-
-
-def check_bits(bits: Any) -> int:
-    """The bits, if they are an integer from 1 to 8."""
-    if isinstance(bits, bool) or not isinstance(bits, int | np.integer) or not 1 <= bits <= 8:
-        raise ValueError(f"bits: expected an integer from 1 to 8, got {bits!r}")
-    return int(bits)
 
 
 def min_max(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -63,7 +55,7 @@ def with_zero(least: np.ndarray, most: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 def least_error(bits: int = 8) -> Range:
     """The part of ``min_max``, in 48 steps, whose integers of ``bits`` bits miss the values least, Σ(a − â)²."""
-    top = 2 ** check_bits(bits) - 1
+    top = 2 ** check_bits(bits, 1) - 1
 
     def of(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         ends = min_max(values)

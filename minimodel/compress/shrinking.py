@@ -21,8 +21,8 @@ def shrink(model: Model) -> Model:
     same raw data, of which ``inputs`` says what it looks at, and gives the same outputs up to rounding. Of a population
     only what no network needs is removed. The state of the run is dropped.
     """
-    fed, _ = paths([layer.weight != 0 for layer in model.params])
-    live = live_units(model.params)
+    fed, used = paths([layer.weight != 0 for layer in model.params])
+    live = live_units(fed, used)
     layers, whole = [model.params[0]], model.params[0].bias
     for i, (weight, bias) in enumerate(model.params[1:], start=1):
         constant = model.network.functions.value(whole) * ~fed[i]  # what units that nothing feeds give

@@ -78,7 +78,12 @@ def corrected(layer: Layer, mask: Array, a: Array, backend: Backend) -> Layer:
 
     kept = xp.astype(xp.broadcast_to(mask, layer.weight.shape), h.dtype)
     weight = by_columns(of_columns, (h @ layer.weight, kept), h, backend) * kept
-    missing = xp.squeeze(mean[..., None, :] @ (layer.weight - weight), axis=-2)
+    return with_bias(layer, weight, mean)
+
+
+def with_bias(layer: Layer, weight: Array, mean: Array) -> Layer:
+    """The layer with another weight, the bias at its best: it takes up the mean of what is missing."""
+    missing = namespace(mean).squeeze(mean[..., None, :] @ (layer.weight - weight), axis=-2)
     return Layer(weight, layer.bias + missing)
 
 
