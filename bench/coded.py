@@ -40,7 +40,7 @@ def main() -> None:
                 data,
                 seed=0,
                 bits=bits,
-                per_channel=False,
+                granularity="tensor",
                 backend=options.backend,
                 optimizer=mm.optimizers.nesterov(schedule, weight_decay=RECIPE["weight_decay"]),
                 epochs=options.epochs,

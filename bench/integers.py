@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def errors(dense: mm.Model, data: mm.Splits, epochs: int, backend: str) -> dict[str, Any]:
-    """Test errors: of floats, of 3 bits rounded two ways, of int8 and of 4 bits retrained, the last two by integers."""
+    """Test errors: of floats, of 3 bits rounded three ways, of int8 and of 4 bits retrained, the last two by integers."""
     optimizer = mm.optimizers.adam(mm.schedules.cosine(RECIPE["peak"]))
     retrained = mm.quantize(
         dense, data, seed=0, bits=4, activation_bits=4, epochs=epochs, batch_size=mnist.BATCH, backend=backend,
@@ -55,6 +55,7 @@ def errors(dense: mm.Model, data: mm.Splits, epochs: int, backend: str) -> dict[
         "floats": dense,
         "3 bits to the nearest": mm.quantize(dense, data, **three),
         "3 bits by GPTQ": mm.quantize(dense, data, rounding="gptq", **three),
+        "3 bits by AdaRound": mm.quantize(dense, data, rounding="adaround", **three),
         "int8, not retrained": mm.to_integers(dense, data),
         "int8 by shifts, not retrained": mm.to_integers(dense, data, shift=True),
         "4 bits, retrained": mm.to_integers(retrained, data),
@@ -88,7 +89,7 @@ def times(dense: mm.Model, data: mm.Splits) -> dict[str, Any]:
                 mm.gradient_descent, model.network, few, params=model.params, optimizer=optimizer, **common
             ),
             "through the rounding, a step": partial(
-                mm.quantize, model, few, bits=4, clip=False, optimizer=optimizer, **common
+                mm.quantize, model, few, bits=4, range_of=mm.ranges.min_max, optimizer=optimizer, **common
             ),
         }
         found[f"{name}, steps"] = table(cases)

@@ -1,8 +1,8 @@
 """minimodel: search, train, prune and quantize small dense networks, by hand, on NumPy and JAX."""
 
-from minimodel import backends, coded, datasets, losses, observe, random
+from minimodel import backends, datasets, losses, observe, random
 from minimodel._version import __version__
-from minimodel.compress import patterns, pruning_schedules, ranges, scores
+from minimodel.compress import coded, patterns, pruning_schedules, ranges, scores
 from minimodel.compress.deployment import deploy
 from minimodel.compress.integer import to_integers
 from minimodel.compress.pruning import prune

@@ -12,7 +12,7 @@ from minimodel.datasets import Dataset, Normalization, Splits
 from minimodel.losses import Loss
 from minimodel.network import Network, Params
 from minimodel.problem import Masks, check_data
-from minimodel.qarray import QArray, levels
+from minimodel.qarray import QArray, check_bits
 from minimodel.streams import Stream
 from minimodel.summary import Summary, summarize
 from minimodel.tree import Tree
@@ -66,7 +66,8 @@ class Model:
     classes         names of the labels 0, 1, …, if they are not plain numbers
     split_seed      what the data were split with, so that their test part can be found again
     masks           what pruning kept, one array of bool per weight
-    quantized       the integers of each weight, of ``bits`` bits; of a population they may differ
+    quantized       the integers of each weight
+    bits            of those integers: one number, or one for each layer; of a population a tuple where members differ
     inputs          which of the raw features the network takes, an array of bool; None for all
     history         what the run recorded: loss and learning_rate by step, validation_loss by epoch; of a random search
                     loss by generation; of a budgeted search the rungs as well; not saved
@@ -82,7 +83,7 @@ class Model:
     split_seed: int | None = None
     masks: Masks | None = None
     quantized: tuple[QArray, ...] | None = None
-    bits: int | tuple[int, ...] | None = None
+    bits: Any = None
     inputs: np.ndarray | None = None
     history: dict[str, np.ndarray] = field(default_factory=dict)
     state: Tree = None
@@ -140,8 +141,8 @@ class Model:
         params = tree.map(stacked, *(model.params for model in several))
         masks = self.masks and tree.map(stacked, *(model.masks for model in several))
         quantized = self.quantized and tree.map(stacked, *(model.quantized for model in several))
-        widths = tuple(int(widest(model.bits) or 0) for model in several)
-        bits = self.bits and (widths[0] if len(set(widths)) == 1 else widths)
+        widths = tuple(model.bits for model in several)
+        bits = widths[0] if len(set(widths)) == 1 and not isinstance(widths[0], tuple) else widths
         return replace(self, params=params, masks=masks, quantized=quantized, bits=bits, history={}, state=None)
 
     def best(self) -> "Model":
@@ -191,7 +192,7 @@ class Model:
 
     def summary(self) -> Summary:
         """What each layer keeps, its shape after a ``shrink``, its bytes and multiply-adds; prints as a table."""
-        packed = [packing.pack_layer(*pieces, widest(self.bits)) for pieces in self._layers()]
+        packed = [packing.pack_layer(*pieces) for pieces in self._layers()]
         return summarize(self.params, [sum(tensor.nbytes for tensor in tensors.values()) for tensors in packed])
 
     def save(self, path: str | Path) -> None:
@@ -221,12 +222,11 @@ class Model:
             if fitted := getattr(self, name):
                 tensors |= {f"{name}.{part}": tensor for part, tensor in fitted._asdict().items()}
         for i, pieces in enumerate(self._layers()):
-            tensors |= {
-                f"{i}.{name}": tensor for name, tensor in packing.pack_layer(*pieces, widest(self.bits)).items()
-            }
+            tensors |= {f"{i}.{name}": tensor for name, tensor in packing.pack_layer(*pieces).items()}
         return storage.dumps({key: value for key, value in header.items() if value is not None}, tensors)
 
-    def _layers(self) -> Iterator[tuple[Any, Any, Any]]:
+    def _layers(self) -> Iterator[tuple[Any, Any, Any, Any]]:
+        widths = [widest(self.bits, i, self.population) for i in range(len(self.params))]
         nothing = (None,) * len(self.params)
         masks = (
             nothing
@@ -235,7 +235,7 @@ class Model:
                 np.broadcast_to(mask, layer.weight.shape) for mask, layer in zip(self.masks, self.params, strict=True)
             )
         )
-        return zip(self.params, masks, self.quantized or nothing, strict=True)
+        return zip(self.params, masks, self.quantized or nothing, widths, strict=True)
 
 
 def evaluation(loss: Loss, z: np.ndarray, y: np.ndarray) -> Evaluation:
@@ -281,18 +281,15 @@ def _decode(header: dict[str, Any], tensors: dict[str, np.ndarray]) -> Model:
     population, bits = header.get("population"), header.get("bits")
     if population is not None and (type(population) is not int or population < 1):
         raise ValueError(f"population: expected a positive integer, got {population!r}")
-    bits = tuple(bits) if isinstance(bits, list) else bits
-    for one in bits if isinstance(bits, tuple) else () if bits is None else (bits,):
-        levels(one, True)
-    if isinstance(bits, tuple) and len(bits) != population:
-        raise ValueError(f"bits: expected one number, or {population} of them, got {len(bits)}")
+    bits = _bits(bits, len(network.shapes), population)
     if network.parameters * (population or 1) > MAX_PARAMETERS:
         raise ValueError(f"{network.parameters} parameters; at most {MAX_PARAMETERS} are read")
     known = {f"{name}.{part}" for name in NORMALIZATIONS for part in Normalization._fields} | {"inputs"}
     layers, used = [], known & set(tensors)
     for i, shape in enumerate(network.shapes):
         own = {key.partition(".")[2]: tensor for key, tensor in tensors.items() if key.startswith(f"{i}.")}
-        layers.append(packing.unpack_layer(own, (population, *shape) if population else shape, widest(bits)))
+        width = widest(bits, i, population)
+        layers.append(packing.unpack_layer(own, (population, *shape) if population else shape, width))
         used |= {f"{i}.{key}" for key in own}
     if used != set(tensors):
         raise ValueError(f"unexpected tensors {sorted(set(tensors) - used)}")
@@ -315,9 +312,28 @@ def _decode(header: dict[str, Any], tensors: dict[str, np.ndarray]) -> Model:
     )
 
 
-def widest(bits: int | tuple[int, ...] | None) -> int | None:
-    """The bits that all members' integers fit in."""
-    return max(bits) if isinstance(bits, tuple) else bits
+def bits_of_layer(bits: Any, layer: int, population: int | None) -> Any:
+    """The bits of that layer: None, an integer, or where members differ a tuple of one for each."""
+    several = isinstance(bits, tuple)
+    if several and population is not None:
+        found = tuple(bits_of_layer(one, layer, None) for one in bits)
+        return found[0] if len(set(found)) == 1 else found
+    return bits[layer] if several else bits
+
+
+def widest(bits: Any, layer: int, population: int | None) -> int | None:
+    """The bits that all members' integers of that layer fit in."""
+    found = bits_of_layer(bits, layer, population)
+    return max(found) if isinstance(found, tuple) else found
+
+
+def _bits(found: Any, layers: int, population: int | None) -> Any:
+    """The bits in a header."""
+    if not isinstance(found, list):
+        return None if found is None else check_bits(found)
+    if len(found) != (layers if population is None else population):
+        raise ValueError(f"bits: expected one number, or one for each layer or member, got {len(found)}")
+    return tuple(check_bits(one) if population is None else _bits(one, layers, None) for one in found)
 
 
 def _normalization(tensors: dict[str, np.ndarray], name: str, size: int) -> Normalization | None:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minimodel.network import Layer
-from minimodel.qarray import MAX_BITS, QArray, dequantize
+from minimodel.qarray import MAX_BITS, QArray, dequantize, spread
 
 Tensors = dict[str, np.ndarray]
 
@@ -24,9 +24,14 @@ def pack_layer(layer: Layer, mask: np.ndarray | None, q: QArray | None, bits: in
     if q is None or bits is None:
         tensors["weight"] = layer.weight if mask is None else layer.weight[kept]
     else:
-        tensors["values"] = _deflate(pack_integers(q.values[kept], bits))
-        tensors["scale"] = q.scale
-        if q.zero_point.any():
+        values = q.values[kept]
+        signs = bits == 1 and bool((values > 0).any())  # −1 and 1, not −1 and 0
+        tensors["values"] = _deflate(pack_integers(values >> 1 if signs else values, bits))
+        if q.codebook is None:
+            tensors["scale"] = q.scale
+        else:
+            tensors["codebook"] = q.codebook[..., : 2**bits, :]
+        if q.zero_point.any() or (bits == 1 and not signs):
             tensors["zero_point"] = q.zero_point
     return tensors
 
@@ -39,7 +44,7 @@ def unpack_layer(
     if "mask" in tensors:
         flags = np.unpackbits(_inflate(tensors["mask"], -(-prod(shape) // 8)), count=prod(shape))
         mask = flags.astype(bool).reshape(shape)
-    values = {"weight"} if bits is None else {"values", "scale", "zero_point"}
+    values = {"weight"} if bits is None else {"values", "scale", "zero_point", "codebook"}
     if unexpected := sorted(set(tensors) - {"bias", "mask"} - values):
         raise ValueError(f"unexpected tensors {unexpected}")
     kept = prod(shape) if mask is None else int(mask.sum())
@@ -47,18 +52,34 @@ def unpack_layer(
     if bits is None:
         weight = _expand(_expect(tensors, "weight", np.float32, shape if mask is None else (kept,)), mask, shape, 0)
         return Layer(weight, bias), mask, None
-    scale = _expect_scale(tensors["scale"], shape)
-    zero_point = tensors.get("zero_point", np.zeros(scale.shape, np.int8))
-    if zero_point.shape != scale.shape or zero_point.dtype != np.int8:
-        raise ValueError(f"zero_point: expected int8 {scale.shape}, got {zero_point.dtype} {zero_point.shape}")
+    scale, zero_point, codebook = _levels(tensors, shape, bits)
     packed = _inflate(tensors["values"], -(-kept * bits // 8))
-    filled = np.broadcast_to(zero_point, shape)  # the integer of a pruned weight
-    q = QArray(_expand(unpack_integers(packed, bits, kept), mask, shape, filled), scale, zero_point)
+    filled = np.broadcast_to(spread(zero_point, shape[-2]), shape)  # the integer of a pruned weight
+    integers = unpack_integers(packed, bits, kept)
+    if bits == 1 and "zero_point" not in tensors:
+        integers = 2 * integers + np.int8(1)
+    q = QArray(_expand(integers, mask, shape, filled), scale, zero_point, codebook)
     with np.errstate(over="ignore"):
-        weight = dequantize(q)
+        weight = dequantize(q) if mask is None else dequantize(q) * mask
     if not np.isfinite(weight).all():
         raise ValueError("scale: so large that weights are infinite")
     return Layer(weight, bias), mask, q
+
+
+def _levels(tensors: Tensors, shape: tuple[int, ...], bits: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """scale, zero_point and codebook of a layer."""
+    codebook = tensors.get("codebook")
+    if codebook is None:
+        scale = _expect_scale(tensors["scale"], shape)
+    else:
+        allowed = [(*shape[:-2], 2**bits, outputs) for outputs in (1, shape[-1])]
+        if codebook.dtype != np.float32 or codebook.shape not in allowed or not np.isfinite(codebook).all():
+            raise ValueError(f"codebook: expected float32 of one of the shapes {allowed}, got {codebook.shape}")
+        scale = np.ones((*shape[:-2], 1, 1), np.float32)
+    zero_point = tensors.get("zero_point", np.zeros(scale.shape, np.int8))
+    if zero_point.shape != scale.shape or zero_point.dtype != np.int8:
+        raise ValueError(f"zero_point: expected int8 {scale.shape}, got {zero_point.dtype} {zero_point.shape}")
+    return scale, zero_point, codebook
 
 
 def _expand(values: np.ndarray, mask: np.ndarray | None, shape: tuple[int, ...], fill: int | np.ndarray) -> np.ndarray:
@@ -155,7 +176,11 @@ def _expect(tensors: Tensors, name: str, dtype: type, shape: tuple[int, ...]) ->
 
 
 def _expect_scale(scale: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    allowed = {(*shape[:-2], 1, 1), (*shape[:-2], 1, shape[-1])}
-    if scale.dtype != np.float32 or scale.shape not in allowed or not (np.isfinite(scale) & (scale > 0)).all():
-        raise ValueError(f"scale: expected positive float32 of one of the shapes {allowed}, got {scale.shape}")
+    *members, inputs, outputs = shape
+    groups = scale.shape[-2] if scale.ndim == len(shape) else 0
+    fits = scale.dtype == np.float32 and scale.shape in {(*members, 1, 1), (*members, groups, outputs)}
+    if not fits or not 1 <= groups <= max(inputs, 1) or not (np.isfinite(scale) & (scale > 0)).all():
+        raise ValueError(
+            f"scale: expected positive float32 that fits a weight {shape}, got {scale.dtype} {scale.shape}"
+        )
     return scale

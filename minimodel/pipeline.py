@@ -14,7 +14,7 @@ from minimodel.model import Model
 from minimodel.network import Network
 from minimodel.observe import Callback
 from minimodel.problem import check_count
-from minimodel.qarray import levels
+from minimodel.qarray import check_bits
 from minimodel.search import optimizers, schedules
 from minimodel.search.gradient_descent import gradient_descent
 from minimodel.search.optimizers import Optimizer
@@ -61,7 +61,7 @@ def run(
                   more, quantization half as many
     on_progress   called with a stage's name; what it returns is that stage's callback
     """
-    levels(bits, True)  # refuse what a late stage would refuse, before any work
+    check_bits(bits)  # refuse what a late stage would refuse, before any work
     check_fraction("sparsity", sparsity, ())
     usual, batch_size = budget(len(data.train.x))
     epochs = usual if epochs is None else check_count("epochs", epochs, 0)

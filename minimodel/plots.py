@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from minimodel.pipeline import Stage
-from minimodel.trade_offs import Point
+from minimodel.trade_offs import Point, front
 
 INK, SOFT = "#1f4e79", "#c0504d"
 
@@ -54,7 +54,8 @@ def draw_run(stages: list[Stage], title: str, path: str | Path) -> None:
 def draw_trade_off(points: list[Point], dense: Point, title: str, path: str | Path) -> None:
     """Test error against what is kept of the weights, bytes and multiply-adds: mean ± standard error over seeds.
 
-    What keeps nothing has no place on such an axis and is left out.
+    A line leads along the Pareto front of error and bytes. What keeps nothing has no place on such an axis and is left
+    out.
     """
     from matplotlib.figure import Figure
 
@@ -69,8 +70,16 @@ def draw_trade_off(points: list[Point], dense: Point, title: str, path: str | Pa
         "bytes of the file": [point.bytes.mean() for point in points],
         "multiply-adds of a row": [point.multiply_adds.mean() for point in points],
     }
+    best = {id(point) for point in front(points)}
+    line = [i for i in np.argsort(panels["bytes of the file"]) if id(points[i]) in best]
     for axes, (name, x) in zip(figure.subplots(1, 3, sharey=True), panels.items(), strict=True):
-        axes.errorbar(x, heights.mean(axis=1), bars, fmt="o-", color=INK, capsize=3, label="compressed")
+        by_bytes = name == "bytes of the file"
+        axes.errorbar(
+            x, heights.mean(axis=1), bars, fmt="o" if by_bytes else "o-", color=INK, capsize=3, label="compressed"
+        )
+        if by_bytes:
+            axes.plot([x[i] for i in line], [heights[i].mean() for i in line], color=INK, label="Pareto front")
+            axes.legend(loc="lower left")
         axes.axhline((100 if classify else 1) * dense.error.mean(), color=SOFT, linestyle="--", label="dense")
         axes.set(xscale="log", xlabel=name)
         ticks = sorted(set(x))

@@ -81,10 +81,18 @@ def show_trade_off(record: dict[str, Any], points: list[Point]) -> None:
     for point in points:
         spread = f"{standard_error(point.error):.4f}" if len(point.error) > 1 else "–"
         kept, size, work = (f"{values.mean():,.0f}" for values in (point.kept, point.bytes, point.multiply_adds))
-        left, bits = f"{100 * (1 - point.sparsity):.3g} %", "32" if point.bits is None else str(point.bits)
-        table.add_row(kept, left, bits, size, work, f"{point.error.mean():.4f}", spread)
+        left = f"{100 * (1 - point.sparsity):.3g} %"
+        table.add_row(kept, left, bits_of(point), size, work, f"{point.error.mean():.4f}", spread)
     Console().print(table)
     click.echo(f"record  {record['files']['record']}")
+
+
+def bits_of(point: Point) -> str:
+    """As "4", or "4-2-8" for the layers; of seeds that differ their mean."""
+    if not isinstance(point.bits, tuple):
+        return "32" if point.bits is None else str(point.bits)
+    layers = np.array([one if isinstance(one, tuple) else (one,) for one in point.bits])
+    return "-".join(f"{mean:.2g}" for mean in layers.mean(axis=0))
 
 
 @contextmanager

@@ -1,10 +1,12 @@
-"""What sparsity or few bits cost: one model pruned or quantized to several, with several seeds each, as one program."""
+"""What sparsity, few bits or few bytes cost: one model pruned or quantized to several, with several seeds each, as one
+program."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from minimodel.compress import coded
 from minimodel.compress.pruning import prune
 from minimodel.compress.quantization import quantize
 from minimodel.compress.shrinking import shrink
@@ -14,17 +16,19 @@ from minimodel.problem import check_count, check_seed
 
 
 class Point(NamedTuple):
-    """Of one sparsity and number of bits (None for floats), with an entry for each seed in every array.
+    """Of one sparsity and number of bits or budget, with an entry for each seed in every array.
 
+    bits               of the weights, None for floats; of a budget a tuple for each seed, of a number for each
+                       layer
     model              its networks
     kept               weights that are not 0
-    bytes              of the model file, shrunk
+    bytes              of the model file, shrunk; of a budget, of the coded file
     multiply_adds      of one row through them
     error              on test, 1 − accuracy, or of a regression 1 − R²; validation_error on validation
     """
 
     sparsity: float
-    bits: int | None
+    bits: Any
     model: Model
     kept: np.ndarray
     bytes: np.ndarray
@@ -44,27 +48,35 @@ def trade_off(
     seed: int,
     sparsities: Sequence[float] | None = None,
     bits: Sequence[int] | None = None,
+    budgets: Sequence[int] | None = None,
     seeds: int = 1,
     **options: Any,
 ) -> list[Point]:
-    """``prune`` to every sparsity, or ``quantize`` to every number of bits, seeds from ``seed`` on, as one program.
+    """``prune`` to every sparsity, or ``quantize`` to every number of bits or budget of bytes, as one program.
+
+    seeds     of each, from ``seed`` on
 
     model     one network, or a population, whose member i is used with seed + i, over again from the first
     options   of ``prune`` or ``quantize``
     """
-    if (sparsities is None) == (bits is None):
-        raise ValueError("give one of sparsities and bits")
-    levels: list[Any] = [*(sparsities or ()), *(bits or ())]
+    given = {"sparsity": sparsities, "bits": bits, "budget_bytes": budgets}
+    (name, levels), *others = [(key, list(values)) for key, values in given.items() if values is not None] or [("", [])]
+    if others or not name:
+        raise ValueError("give one of sparsities, bits and budgets")
     seeds, first = check_count("seeds", seeds, 1), check_seed(seed, seeds)
     numbers = np.tile(np.arange(seeds), len(levels))
     if not levels:
-        raise ValueError("sparsities, bits: expected at least one")
+        raise ValueError(f"{name}: expected at least one")
     each = [level for level in levels for _ in range(seeds)]
     start = model.members(numbers % (model.population or 1))
-    common: dict[str, Any] = {"seed": [first + int(number) for number in numbers], **options}
-    found = prune(start, data, sparsity=each, **common) if bits is None else quantize(start, data, bits=each, **common)
+    common: dict[str, Any] = {"seed": [first + int(number) for number in numbers], name: each, **options}
+    found = (prune if name == "sparsity" else quantize)(start, data, **common)
     groups = np.arange(len(numbers)).reshape(-1, seeds)
-    return [point(found.members(group), data) for group in groups]
+    points = [point(found.members(group), data) for group in groups]
+    if name != "budget_bytes":
+        return points
+    files = np.array([len(coded.encode(found.member(i))) for i in range(len(numbers))]).reshape(-1, seeds)
+    return [one._replace(bytes=sizes) for one, sizes in zip(points, files, strict=True)]
 
 
 def point(model: Model, data: Splits) -> Point:
@@ -78,7 +90,16 @@ def point(model: Model, data: Splits) -> Point:
     sizes = np.array([shrink(member).nbytes for member in members])
     sparsity = float(1 - kept.mean() / weights[0])
     errors = error(model, data.test), error(model, data.validation)
-    return Point(sparsity, members[0].bits, model, kept, sizes, work, *errors)  # type: ignore[arg-type]
+    return Point(sparsity, model.bits, model, kept, sizes, work, *errors)
+
+
+def front(points: Sequence[Point]) -> list[Point]:
+    """The Pareto front: those that no other is smaller than with no more test error, by mean bytes."""
+    found: list[Point] = []
+    for point in sorted(points, key=lambda point: (point.bytes.mean(), point.error.mean())):
+        if not found or point.error.mean() < found[-1].error.mean():
+            found.append(point)
+    return found
 
 
 def error(model: Model, data: Dataset) -> np.ndarray:

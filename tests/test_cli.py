@@ -280,7 +280,7 @@ BAD_OPTIONS = [
     (["--sparsity", "nan"], "sparsity", 2),
     (["--sparsity", "much"], "sparsity", 2),
     (["--bits", "9"], "bits", 2),
-    (["--bits", "1"], "bits", 2),
+    (["--bits", "0"], "bits", 2),
     (["--bits", "4.5"], "bits", 2),
     (["--hidden", "a"], "--hidden", 2),
     (["--hidden", "8,-1"], "--hidden", 2),
@@ -635,7 +635,7 @@ def test_quantize_reports_every_number_of_bits(trained, capsys, oracle):
     oracle("constriction")
     code, stdout, stderr = in_process(
         capsys, "quantize", "dense.safetensors", "digits", "--bits", "8,3", "--seeds", "2", "--epochs", "1",
-        "--activation-bits", "4", "--per-tensor", "--coded", "--onnx", "--json",
+        "--activation-bits", "4", "--granularity", "tensor", "--coded", "--onnx", "--json",
     )  # fmt: skip
     assert (code, stderr) == (0, "")
     record, data = json.loads(stdout), trained[1]
@@ -650,10 +650,50 @@ def test_quantize_reports_every_number_of_bits(trained, capsys, oracle):
     assert code == 0 and " 4 " in stdout and "test error" in stdout
 
 
+def test_quantize_to_budgets(trained, capsys, oracle):
+    oracle("constriction")
+    code, stdout, stderr = in_process(
+        capsys, "quantize", "dense.safetensors", "digits", "--budget", "700,1500", "--budget-sparsity", "0,0.8",
+        "--granularity", "tensor", "--learn-levels", "--range", "min_max", "--seeds", "2", "--epochs", "1", "--json",
+    )  # fmt: skip
+    assert (code, stderr) == (0, "")
+    record = json.loads(stdout)
+    assert record["settings"]["range_of"] == "min_max" and record["settings"]["budgets"] == [700, 1500]
+    for point, most in zip(record["points"], (700, 1500), strict=True):
+        for i in range(2):
+            path = Path(record["files"][f"quantize-{most}-{i}"])
+            assert path.suffix == ".mmc" and path.stat().st_size == point["bytes"][i] <= most
+            found = mm.load(path).bits
+            assert point["bits"][i] == list(found if isinstance(found, tuple) else (found, found))
+
+
+def test_a_codebook_from_the_command_line(trained, capsys):
+    code, stdout, _ = in_process(
+        capsys,
+        "quantize",
+        "dense.safetensors",
+        "digits",
+        "--bits",
+        "2,1",
+        "--scheme",
+        "codebook",
+        "--epochs",
+        "0",
+        "--json",
+    )
+    found = mm.load(json.loads(stdout)["files"]["quantize-2"])
+    assert code == 0 and found.quantized[0].codebook.shape[-2] == 4 and found.masks is None
+
+
 @pytest.mark.parametrize(
     ("arguments", "message", "expected"),
     [
-        (["--bits", "1"], "--bits: expected different numbers from 2 to 8", 2),
+        (["--bits", "0"], "--bits: expected different numbers from 1 to 8", 2),
+        (["--budget", "none"], "--budget: expected", 2),
+        (["--budget", "20"], "budget_bytes: even the smallest choice takes", 1),
+        (["--granularity", "0"], "--granularity: expected channel, tensor or a number", 2),
+        (["--scheme", "ternary"], "--scheme", 2),
+        (["--rounding", "up"], "--rounding", 2),
         (["--bits", "4.5"], "--bits: expected", 2),
         (["--bits", "4,4"], "--bits: expected different", 2),
         (["--activation-bits", "9"], "--activation-bits", 2),

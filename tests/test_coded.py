@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import minimodel as mm
-from minimodel import coded, losses, qarray, tree
+from minimodel import losses, qarray, tree
+from minimodel.compress import coded
+from minimodel.compress.calibration import calibrate
 from minimodel.model import Model
 
 pytestmark = pytest.mark.usefixtures("library")
@@ -19,7 +21,7 @@ def library(oracle):
     oracle("constriction")
 
 
-def make_model(sizes, bits, density, seed, per_channel=False, **fields):
+def make_model(sizes, bits, density, seed, granularity="tensor", scheme="symmetric", **fields):
     """A quantized model, its weights kept at random but for the strongest of each layer."""
     rng = np.random.default_rng(seed)
     network = mm.Network(sizes)
@@ -31,7 +33,9 @@ def make_model(sizes, bits, density, seed, per_channel=False, **fields):
         masks.append(mask)
     params = tree.map(lambda leaf: leaf.astype(np.float32), tuple(layers))
     model = Model(network, params, losses.softmax_cross_entropy, masks=tuple(masks), **fields)
-    q = tuple(qarray.quantize(p.weight, qarray.calibrate(p.weight, bits, per_channel=per_channel)) for p in params)
+    how = {"scheme": scheme, "granularity": granularity}
+    q = tuple(qarray.quantize(p.weight, calibrate(p.weight, bits, **how)) for p in params)
+    q = tuple(i._replace(values=i.values * mask) for i, mask in zip(q, masks, strict=True))  # at 1 bit 0 has no sign
     values = tuple(mm.Layer(qarray.dequantize(i), p.bias) for i, p in zip(q, params, strict=True))
     return replace(model, params=values, quantized=q, bits=bits)
 
@@ -44,13 +48,14 @@ def assert_same(found, expected):
 
 @given(
     sizes=st.sampled_from([(1, 1), (5, 3), (30, 12, 4), (17, 9, 9, 2), (200, 70, 3)]),
-    bits=st.integers(2, 8),
+    bits=st.integers(1, 8),
     density=st.sampled_from([0.02, 0.3, 1.0]),
-    per_channel=st.booleans(),
+    granularity=st.sampled_from(["tensor", "channel"]),
+    scheme=st.sampled_from(["symmetric", "symmetric_full"]),
     seed=st.integers(0, 99),
 )
-def test_integers_and_positions_come_back_to_the_bit(sizes, bits, density, per_channel, seed):
-    model = make_model(sizes, bits, density, seed, per_channel, split_seed=seed)
+def test_integers_and_positions_come_back_to_the_bit(sizes, bits, density, granularity, scheme, seed):
+    model = make_model(sizes, bits, density, seed, granularity, scheme, split_seed=seed)
     raw, small = coded.encode(model), mm.shrink(model)
     found = coded.decode(raw)
     assert (found.network, found.bits, found.split_seed) == (small.network, bits, seed)
@@ -130,10 +135,15 @@ def test_a_file_that_was_made_to_mislead_is_refused():
 def test_what_cannot_be_coded_is_refused():
     model = make_model((6, 4, 2), 4, 0.5, 0)
     asymmetric = model.quantized[0]._replace(zero_point=np.ones((1, 1), np.int8))
+    grouped = model.quantized[0]._replace(scale=np.ones((2, 4), np.float32), zero_point=np.zeros((2, 4), np.int8))
+    codebook = model.quantized[0]._replace(codebook=np.zeros((16, 1), np.float32))
     for wrong in (
         replace(model, quantized=None, bits=None),
-        replace(model, quantized=(asymmetric, model.quantized[1])),
+        *(replace(model, quantized=(first, model.quantized[1])) for first in (asymmetric, grouped, codebook)),
         model.members([0, 0]),
     ):
-        with pytest.raises(ValueError, match=r"^encode: expected one model, quantized with symmetric=True"):
+        with pytest.raises(
+            ValueError,
+            match=r"^encode: expected one model, quantized symmetrically with a scale for each tensor or output",
+        ):
             coded.encode(wrong)

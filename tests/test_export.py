@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 import minimodel as mm
 from minimodel import activations, losses, qarray, ranges
 from minimodel.activations import ACTIVATIONS, STEPPED
+from minimodel.compress.calibration import calibrate
 from minimodel.model import Model
 
 
@@ -62,8 +63,7 @@ def splits_of(x):
 
 def in_integers(model, bits, *, powers=False):
     """The model with integers of its own."""
-    quantizers = [qarray.calibrate(layer.weight, bits) for layer in model.params]
-    quantizers = map(qarray.power_of_two, quantizers) if powers else quantizers
+    quantizers = [calibrate(layer.weight, bits, power_of_two=powers) for layer in model.params]
     quantized = tuple(qarray.quantize(layer.weight, q) for layer, q in zip(model.params, quantizers, strict=True))
     pairs = zip(quantized, model.params, strict=True)
     params = tuple(mm.Layer(qarray.dequantize(q), layer.bias) for q, layer in pairs)
@@ -428,7 +428,7 @@ def test_tables_and_fewer_bits_have_one_form_only(onnx, form, activation, bits):
 def test_relu_whose_range_begins_below_zero(runtime, reference):
     """In a file too what is negative is 0."""
     model, x = dyadic("relu", 1), random_rows()
-    made = mm.to_integers(model, splits_of(x), range_of=lambda v: tuple(2 * end for end in ranges.min_max(v - 1)))
+    made = mm.to_integers(model, splits_of(x), range_of=lambda v, m: tuple(2 * end for end in ranges.min_max(v - 1, m)))
     z = model.outputs(x)
     for form in ("integer", "qdq", "qoperator"):
         found = runtime(mm.to_onnx(made, form=form), x)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import minimodel as mm
 from minimodel import optimizers, qarray
+from minimodel.compress.calibration import calibrate
 from minimodel.compress.gptq import rounded
 from minimodel.compress.surgeon import DAMPING
 from minimodel.problem import to_backend
@@ -48,14 +49,22 @@ def one_by_one(layer, quantizer, mask, a):
     return w
 
 
-@given(st.integers(1, 7), st.integers(1, 4), st.integers(2, 5), st.booleans(), st.booleans(), st.integers(0, 99))
-def test_the_weights_to_come_are_those_of_least_squares(inputs, outputs, bits, symmetric, some, seed):
+@given(
+    st.integers(1, 7),
+    st.integers(1, 4),
+    st.integers(1, 5),
+    st.sampled_from(qarray.SCHEMES),
+    st.sampled_from(["channel", "tensor", 2, 3]),
+    st.booleans(),
+    st.integers(0, 99),
+)
+def test_the_weights_to_come_are_those_of_least_squares(inputs, outputs, bits, scheme, granularity, some, seed):
     layer, a = problem(inputs, outputs, seed=seed)
     mask = np.random.default_rng(seed).random(layer.weight.shape) < 0.6 if some else None
-    quantizer = qarray.calibrate(layer.weight, bits, symmetric=symmetric)
+    quantizer = calibrate(layer.weight, bits, scheme=scheme, granularity=granularity)
     found = run(layer, quantizer, mask, a, mm.backends.load("numpy"))
     expected = one_by_one(layer, quantizer, mask, a)
-    steps = np.abs(found.weight - expected) / quantizer.scale
+    steps = np.abs(found.weight - expected) / qarray.spread(quantizer.scale, inputs)
     assert np.mean(steps > 1e-2) <= 0.1  # a tie may fall to either side, and then others follow
     missing = a.mean(axis=0, dtype=np.float64) @ (layer.weight - found.weight.astype(np.float64))
     np.testing.assert_allclose(found.bias, layer.bias + missing, rtol=1e-4, atol=1e-4)
@@ -72,7 +81,7 @@ def test_between_rounding_to_the_nearest_and_the_best_there_is():
     grid, sums = np.array(list(product(range(-3, 4), repeat=4)), np.float32), np.zeros(3)
     for seed in range(20):
         layer, a = problem(4, 5, seed=seed)
-        quantizer, h = qarray.calibrate(layer.weight, 3), hessian(a)
+        quantizer, h = calibrate(layer.weight, 3), hessian(a)
         deltas = grid[:, :, None] * quantizer.scale - layer.weight.astype(np.float64)
         best = np.einsum("nio,ij,njo->no", deltas, h, deltas).min(axis=0)
         found = run(layer, quantizer, None, a, mm.backends.load("numpy")).weight
@@ -84,7 +93,7 @@ def test_between_rounding_to_the_nearest_and_the_best_there_is():
 
 def test_every_backend_and_a_population_round_alike(backend, population):
     layer, a = problem(8, 5, population=population)
-    quantizer = qarray.calibrate(layer.weight, 3)
+    quantizer = calibrate(layer.weight, 3)
     found = run(layer, quantizer, None, a, backend)
     expected = run(layer, quantizer, None, a, mm.backends.load("numpy"))
     np.testing.assert_allclose(found.weight, expected.weight, rtol=1e-5)
@@ -103,17 +112,17 @@ def test_a_network_rounded_so_is_nearer_to_what_it_was(backend, population):
     pruned = mm.prune(model, data, seed=0, sparsity=0.5, epochs=0)
     for start in (model, pruned):
         far = {}
-        for rounding in ("nearest", "gptq"):
+        for rounding in ("half_even", "gptq"):
             found = mm.quantize(start, data, seed=0, bits=3, epochs=0, rounding=rounding, backend=backend)
             far[rounding] = np.square(found.outputs(data.test.x) - start.outputs(data.test.x)).mean()
             for layer, q in zip(found.params, found.quantized, strict=True):
                 np.testing.assert_array_equal(layer.weight, qarray.dequantize(q))
             for layer, mask in zip(found.params, start.masks or (), strict=start.masks is not None):
                 assert not layer.weight[~mask].any()
-        assert far["gptq"] < 0.7 * far["nearest"]
+        assert far["gptq"] < 0.7 * far["half_even"]
 
 
 def test_another_rounding_is_refused(splits):
     model = mm.gradient_descent(mm.Network((4, 3, 3)), splits, seed=0, epochs=0)
-    with pytest.raises(ValueError, match="rounding: expected one of nearest, gptq, got 'adaround'"):
-        mm.quantize(model, splits, seed=0, rounding="adaround")
+    with pytest.raises(ValueError, match=r"rounding: expected one of half_even, .*, gptq, adaround, got 'nearest'"):
+        mm.quantize(model, splits, seed=0, rounding="nearest")

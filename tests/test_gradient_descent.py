@@ -10,10 +10,11 @@ import pytest
 import minimodel as mm
 from minimodel import losses, optimizers, qarray, random, schedules, tree
 from minimodel.compress import masks
+from minimodel.compress.calibration import calibrate
 from minimodel.losses import Loss
 from minimodel.problem import masked, prepare, run_keys, to_backend
 from minimodel.search import random_search
-from minimodel.search.programs import DIRECT, Draws, Static, Traced, begin, epoch, mini_batches
+from minimodel.search.programs import Direct, Draws, Static, Traced, begin, epoch, mini_batches
 from minimodel.search.strategies import hill_climbing
 from minimodel.search.training import INIT, ORDER, fit
 
@@ -49,7 +50,7 @@ def assert_same(found, expected):
 def program(backend, splits, optimizer, batch_size=16):
     """The parts of a run for driving ``begin`` and ``epoch`` by hand."""
     problem = prepare(NETWORK, splits, None, backend, fitted=splits)
-    static = Static(backend, NETWORK, problem.loss, optimizer.rule, DIRECT, batch_size)
+    static = Static(backend, NETWORK, problem.loss, optimizer.rule, Direct(), batch_size)
     return problem, static
 
 
@@ -1135,20 +1136,19 @@ def test_choosing_masks_compiles_once(jax_backend, splits):
     assert counts[0] == counts[-1]
 
 
-@pytest.mark.parametrize("symmetric", [True, False])
-def test_quantizing_compiles(jax_backend, symmetric):
+@pytest.mark.parametrize("scheme", qarray.SCHEMES)
+def test_quantizing_compiles(jax_backend, scheme):
     import jax
 
     @jax.jit
-    def whole(w, gradient):
-        quantizer = qarray.calibrate(w, 4, symmetric=symmetric)
+    def whole(w, quantizer, gradient):
         q = qarray.quantize(w, quantizer)
         return qarray.dequantize(q), qarray.fake_quantize(w, quantizer), qarray.straight_through(w, quantizer, gradient)
 
     w = np.random.default_rng(0).normal(size=(2, 30, 5)).astype(np.float32)
-    restored, faked, passed = whole(w, np.ones_like(w))
+    quantizer = calibrate(w, 4, scheme=scheme, granularity=7)
+    restored, faked, passed = whole(w, quantizer, np.ones_like(w))
     np.testing.assert_allclose(restored, faked, rtol=1e-6, atol=1e-7)
-    quantizer = qarray.calibrate(w, 4, symmetric=symmetric)
     np.testing.assert_allclose(
         np.abs(restored - w).mean(), np.abs(qarray.fake_quantize(w, quantizer) - w).mean(), rtol=0.02
     )

@@ -26,12 +26,13 @@ LAYERS = (
     ("minimodel.model",),
     ("minimodel.search",),
     ("minimodel.compress",),
-    ("minimodel.pipeline", "minimodel.trade_offs", "minimodel.export", "minimodel.coded"),
+    ("minimodel.pipeline", "minimodel.trade_offs", "minimodel.export"),
     ("minimodel", "minimodel.plots"),
     ("minimodel.terminal",),
+    ("minimodel.bench",),
     ("minimodel.commands",),
     ("minimodel.cli",),
-    ("minimodel.__main__", "minimodel.bench"),
+    ("minimodel.__main__",),
 )
 RANKS = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}
 PACKAGES = ("minimodel.backends", "minimodel.search", "minimodel.compress", "minimodel.commands", "minimodel.bench")

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import minimodel as mm
-from minimodel import losses, model, qarray, tree
+from minimodel import losses, model, qarray, ranges, tree
+from minimodel.compress.calibration import calibrate
 from minimodel.model import Model
 from minimodel.search.programs import State
 
@@ -29,7 +30,7 @@ def random_model(network=NETWORK, population=None, seed=0, loss=losses.softmax_c
     return Model(network, params, loss, **fields)
 
 
-def compressed(subject, density=None, bits=None, symmetric=True, seed=0):
+def compressed(subject, density=None, bits=None, scheme="symmetric", granularity="channel", seed=0):
     """The model with random masks and integers of its weights."""
     rng = np.random.default_rng(seed)
     masks = None
@@ -42,9 +43,17 @@ def compressed(subject, density=None, bits=None, symmetric=True, seed=0):
     if bits is None:
         return subject
     quantized = tuple(
-        qarray.quantize(layer.weight, qarray.calibrate(layer.weight, bits, symmetric=symmetric, clip=False))
+        qarray.quantize(
+            layer.weight,
+            calibrate(layer.weight, bits, scheme=scheme, granularity=granularity, range_of=ranges.min_max),
+        )
         for layer in subject.params
     )
+    if masks is not None:  # at 1 bit 0 has no sign
+        quantized = tuple(
+            q._replace(values=np.where(mask, q.values, qarray.spread(q.zero_point, mask.shape[-2])))
+            for q, mask in zip(quantized, masks, strict=True)
+        )
     params = tuple(
         mm.Layer(qarray.dequantize(q), layer.bias) for q, layer in zip(quantized, subject.params, strict=True)
     )
@@ -95,13 +104,14 @@ def assert_same_model(found, expected):
     sizes=st.lists(st.integers(1, 7), min_size=2, max_size=4),
     population=st.sampled_from([None, 1, 3]),
     density=st.sampled_from([None, 0.0, 0.3, 1.0]),
-    bits=st.sampled_from([None, *range(2, 9)]),
-    symmetric=st.booleans(),
+    bits=st.sampled_from([None, *range(1, 9)]),
+    scheme=st.sampled_from(qarray.SCHEMES),
+    granularity=st.sampled_from(["channel", "tensor", 1, 3]),
     activation=st.sampled_from(["relu", "tanh", "gelu"]),
     loss=st.sampled_from([losses.softmax_cross_entropy, losses.mean_squared_error, losses.huber(0.3)]),
     seed=st.integers(0, 2**16),
 )
-def test_what_is_saved_is_what_is_loaded(sizes, population, density, bits, symmetric, activation, loss, seed):
+def test_what_is_saved_is_what_is_loaded(sizes, population, density, bits, scheme, granularity, activation, loss, seed):
     network = mm.Network(tuple(sizes), activation, "glorot")
     rng = np.random.default_rng(seed)
     normalization = mm.datasets.fit_normalization(rng.normal(size=(9, sizes[0])).astype(np.float32))
@@ -110,7 +120,7 @@ def test_what_is_saved_is_what_is_loaded(sizes, population, density, bits, symme
         subject = replace(subject, classes=tuple(f"class {i}" for i in range(sizes[-1])))
     else:
         subject = replace(subject, targets=mm.Normalization(np.ones(1, np.float32), np.full(1, 0.1, np.float32)))
-    subject = compressed(subject, density, bits, symmetric)
+    subject = compressed(subject, density, bits, scheme, granularity)
     raw = subject.dumps()
     found = model.loads(raw)
     assert_same_model(found, subject)
@@ -136,7 +146,7 @@ def test_masks_without_the_population_axis_are_saved_for_every_member():
 def test_a_trained_pruned_quantized_model_there_and_back(splits, population, tmp_path):
     trained = mm.gradient_descent(NETWORK, splits, seed=0, epochs=2, population=population)
     pruned = mm.prune(trained, splits, seed=0, sparsity=0.5, epochs=1)
-    small = mm.quantize(pruned, splits, seed=0, bits=3, symmetric=False, epochs=1)
+    small = mm.quantize(pruned, splits, seed=0, bits=3, scheme="asymmetric", epochs=1)
     for subject in (trained, pruned, small):
         subject.save(tmp_path / "m")
         found = mm.load(tmp_path / "m")

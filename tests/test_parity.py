@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import minimodel as mm
-from minimodel import losses, optimizers, qarray, random, tree
+from minimodel import losses, optimizers, qarray, random, ranges, tree
+from minimodel.compress.calibration import calibrate
 from minimodel.compress.masks import Choice, choose
 from minimodel.compress.patterns import unstructured
 from minimodel.problem import to_backend
@@ -99,18 +100,19 @@ def test_prune_chooses_the_same_weights(options, backend, population, splits):
     assert 0 < sum(int(mask.sum()) for mask in ours.masks) < sum(mask.size for mask in ours.masks)
 
 
-@pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize("bits", [2, 4, 8])
-def test_equal_weights_and_scales_give_equal_integers(bits, symmetric, backend, numpy_backend):
+@pytest.mark.parametrize("scheme", qarray.SCHEMES)
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("granularity", ["channel", 4])
+def test_equal_weights_and_scales_give_equal_integers(bits, scheme, granularity, backend, numpy_backend):
     w = np.random.default_rng(0).normal(size=(3, 30, 7)).astype(np.float32)
     w[:, :5] = 0
-    quantizer = qarray.calibrate(w, bits, symmetric=symmetric, clip=False)
+    quantizer = calibrate(w, bits, scheme=scheme, granularity=granularity, range_of=ranges.min_max)
     found = [
         each.to_numpy(qarray.quantize(each.asarray(w), to_backend(each, quantizer)))
         for each in (backend, numpy_backend)
     ]
     assert_exact(*found)
-    assert len(np.unique(found[0].values)) > 2
+    assert len(np.unique(found[0].values)) > (1 if bits == 1 else 2)
     restored = [each.to_numpy(qarray.dequantize(tree.map(each.asarray, found[0]))) for each in (backend, numpy_backend)]
     assert_exact((restored[0],), (restored[1],))
 

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 import minimodel as mm
-from minimodel import optimizers, qarray, tree
+from minimodel import optimizers, qarray, ranges, tree
 from minimodel.compress import quantization
+from minimodel.compress.calibration import calibrate
 from minimodel.gradients import forward
 from minimodel.problem import check_data
 
@@ -33,89 +34,103 @@ def pruned(model, data):
     return mm.prune(model, data, seed=0, sparsity=0.5, epochs=0)
 
 
-def assert_holds_its_integers(model, bits, symmetric):
+def assert_holds_its_integers(model, bits, scheme="symmetric"):
     """ŵ = s·(q − z), with q of so many bits."""
-    low, high = qarray.levels(bits, symmetric)
     assert model.bits == bits
-    for layer, q in zip(model.params, model.quantized, strict=True):
+    each = bits if isinstance(bits, tuple) else (bits,) * len(model.params)
+    for layer, q, own in zip(model.params, model.quantized, each, strict=True):
+        low, high = qarray.levels(own, scheme)
         assert q.values.dtype == np.int8 and q.scale.dtype == layer.weight.dtype == np.float32
         assert q.values.min() >= low and q.values.max() <= high
         np.testing.assert_array_equal(layer.weight, qarray.dequantize(q))
-        difference = q.values.astype(np.float32) - q.zero_point.astype(np.float32)
-        np.testing.assert_array_equal(layer.weight, difference * q.scale)
+        groups, rows = q.scale.shape[-2], q.values.shape[-2]
+        scale, zero = (leaf[..., [i * groups // rows for i in range(rows)], :] for leaf in (q.scale, q.zero_point))
+        difference = q.values.astype(np.float32) - zero.astype(np.float32)
+        np.testing.assert_array_equal(layer.weight, difference * scale)
 
 
-@pytest.mark.parametrize("symmetric", [True, False])
-def test_parameters_are_what_the_integers_stand_for(backend, population, symmetric, models, data):
-    found = mm.quantize(
-        models[population], data, seed=0, bits=3, symmetric=symmetric, backend=backend, epochs=2, batch_size=64
-    )
-    assert_holds_its_integers(found, 3, symmetric)
+@pytest.mark.parametrize("scheme", qarray.SCHEMES)
+@pytest.mark.parametrize("granularity", ["channel", 3])
+@pytest.mark.parametrize("bits", [1, 3])
+def test_parameters_are_what_the_integers_stand_for(backend, population, bits, scheme, granularity, models, data):
+    how = {"bits": bits, "scheme": scheme, "granularity": granularity, "epochs": 2, "batch_size": 64}
+    found = mm.quantize(models[population], data, seed=0, backend=backend, **how)
+    assert_holds_its_integers(found, bits, scheme)
     assert found.population == population
     assert found.masks is None
     assert all(type(leaf) is np.ndarray for leaf in tree.leaves(found.params, found.quantized))
 
 
-@pytest.mark.parametrize("symmetric", [True, False])
-def test_what_a_mask_removed_stays_exactly_zero(backend, population, symmetric, models, data):
+@pytest.mark.parametrize("scheme", qarray.SCHEMES)
+@pytest.mark.parametrize("granularity", ["tensor", 2])
+@pytest.mark.parametrize("bits", [1, 4])
+def test_what_a_mask_removed_stays_exactly_zero(backend, population, bits, scheme, granularity, models, data):
     model = pruned(models[population], data)
     found = mm.quantize(
         model,
         data,
         seed=0,
-        bits=4,
-        symmetric=symmetric,
+        bits=bits,
+        scheme=scheme,
+        granularity=granularity,
         backend=backend,
         epochs=2,
         batch_size=64,
         optimizer=optimizers.momentum(0.05, weight_decay=0.01),
     )
-    assert_holds_its_integers(found, 4, symmetric)
     for layer, q, mask, before in zip(found.params, found.quantized, found.masks, model.masks, strict=True):
         np.testing.assert_array_equal(mask, before)
         assert not layer.weight[~mask].any()
-        np.testing.assert_array_equal(q.values[~mask], np.broadcast_to(q.zero_point, mask.shape)[~mask])
+        np.testing.assert_array_equal(qarray.dequantize(q), layer.weight)
+        zero = np.broadcast_to(qarray.spread(q.zero_point, mask.shape[-2]), mask.shape)
+        np.testing.assert_array_equal(q.values[~mask], zero[~mask])
+        if bits == 1 and scheme != "asymmetric":
+            assert set(np.unique(q.values[mask])) <= {-1, 1}
+    again = mm.model.loads(found.dumps())
+    assert again.dumps() == found.dumps()
+    np.testing.assert_array_equal(again.outputs(data.test.x), found.outputs(data.test.x))
 
 
-@pytest.mark.parametrize("bits", [2, 3])
-@pytest.mark.parametrize("symmetric", [True, False])
-def test_retraining_lowers_the_validation_loss(backend, population, bits, symmetric, models, data):
-    options = {"seed": 0, "bits": bits, "symmetric": symmetric, "backend": backend, "batch_size": 16}
+@pytest.mark.parametrize("bits", [1, 2, 3])
+@pytest.mark.parametrize("scheme", ["symmetric", "asymmetric"])
+def test_retraining_lowers_the_validation_loss(backend, population, bits, scheme, models, data):
+    options = {"seed": 0, "bits": bits, "scheme": scheme, "backend": backend, "batch_size": 16}
     rounded = mm.quantize(models[population], data, epochs=0, **options)
     retrained = mm.quantize(models[population], data, epochs=10, optimizer=optimizers.adam(0.01), **options)
     before, after = (model.evaluate(data.validation).loss for model in (rounded, retrained))
     assert (np.asarray(after) <= np.asarray(before)).all()
     assert np.mean(after) < 0.95 * np.mean(before)
-    assert_holds_its_integers(retrained, bits, symmetric)
+    assert_holds_its_integers(retrained, bits, scheme)
 
 
 def test_without_epochs_it_only_rounds(backend, population, models, data):
     model = models[population]
     found = mm.quantize(model, data, seed=0, bits=5, backend=backend, epochs=0)
     for layer, before, q in zip(found.params, model.params, found.quantized, strict=True):
-        expected = qarray.quantize(before.weight, qarray.calibrate(before.weight, 5))
-        for one, other in zip(q, expected, strict=True):
+        expected = qarray.quantize(before.weight, calibrate(before.weight, 5))
+        for one, other in zip(q[:3], expected[:3], strict=True):
             np.testing.assert_array_equal(one, other)
         np.testing.assert_array_equal(layer.bias, before.bias)
 
 
-@pytest.mark.parametrize("per_channel", [True, False])
-@pytest.mark.parametrize("clip", [True, False])
-@pytest.mark.parametrize("symmetric", [True, False])
-def test_eight_bits_cost_almost_nothing(per_channel, clip, symmetric, models, data):
+@pytest.mark.parametrize("granularity", ["channel", "tensor", 2])
+@pytest.mark.parametrize("range_of", [ranges.least_error, ranges.min_max, ranges.percentile()])
+@pytest.mark.parametrize("scheme", qarray.SCHEMES)
+def test_eight_bits_cost_almost_nothing(granularity, range_of, scheme, models, data):
     model = models[None]
-    found = mm.quantize(model, data, seed=0, bits=8, per_channel=per_channel, clip=clip, symmetric=symmetric, epochs=0)
+    how = {"bits": 8, "granularity": granularity, "range_of": range_of, "scheme": scheme}
+    found = mm.quantize(model, data, seed=0, epochs=0, **how)
     dense, rounded = model.evaluate(data.train), found.evaluate(data.train)
     assert dense.accuracy > 0.9
     assert abs(rounded.accuracy - dense.accuracy) <= 0.03
     assert rounded.loss == pytest.approx(dense.loss, rel=0.1)
-    assert found.quantized[0].scale.shape == (1, 8 if per_channel else 1)
+    assert found.quantized[0].scale.shape == {"channel": (1, 8), "tensor": (1, 1), 2: (2, 8)}[granularity]
 
 
 def test_more_bits_give_weights_closer_to_the_dense_ones(models, data):
     model = models[None]
     errors = []
-    for bits in range(2, 9):
+    for bits in range(1, 9):
         found = mm.quantize(model, data, seed=0, bits=bits, epochs=0)
         errors.append(np.square(found.params[0].weight - model.params[0].weight).sum())
     assert all(less < 0.6 * more for more, less in pairwise(errors))
@@ -160,7 +175,7 @@ def test_pruning_a_quantized_model_gives_floats_again(models, data):
 
 def test_quantizing_again_with_fewer_bits(models, data):
     eight = mm.quantize(models[None], data, seed=0, bits=8, epochs=0)
-    assert_holds_its_integers(mm.quantize(eight, data, seed=0, bits=2, epochs=0), 2, True)
+    assert_holds_its_integers(mm.quantize(eight, data, seed=0, bits=2, epochs=0), 2)
 
 
 def test_the_given_model_is_not_touched(models, data):
@@ -180,9 +195,9 @@ def test_a_regression_keeps_its_targets_normalization():
     assert found.evaluate(data.test).r2 > 0.9
 
 
-@pytest.mark.parametrize("bits", [1, 9, 0, -1, 4.0, "4", True, None])
-def test_bits_outside_two_to_eight_are_refused(bits, models, data):
-    with pytest.raises(ValueError, match="bits: expected an integer from 2 to 8"):
+@pytest.mark.parametrize("bits", [9, 0, -1, 4.0, "4", True, None, [4, 0], [4, "4"]])
+def test_bits_outside_one_to_eight_are_refused(bits, models, data):
+    with pytest.raises(ValueError, match="bits: expected an integer from 1 to 8"):
         mm.quantize(models[None], data, seed=0, bits=bits)
 
 
@@ -216,7 +231,7 @@ def test_activations_become_integers(backend, population, bits, models, data):
     hidden = forward(found.network, found.params, found.prepared(data.test.x))[1].f * (2**bits - 1) / 4
     np.testing.assert_allclose(hidden, np.round(hidden), atol=1e-4)
     assert hidden.min() >= 0 and hidden.max() <= 2**bits - 1 + 1e-3
-    assert_holds_its_integers(found, 4, True)
+    assert_holds_its_integers(found, 4)
     again = mm.model.loads(found.dumps())
     np.testing.assert_array_equal(again.outputs(data.test.x), found.outputs(data.test.x))
     integers = mm.to_integers(found, data)
@@ -275,7 +290,7 @@ def test_members_of_different_bits_are_their_own_runs(models, data, tmp_path):
     for i, bits in enumerate(together.bits):
         alone = mm.quantize(models[3].member(i), data, seed=5 + i, bits=bits, **options)
         for found in (together.member(i), again.member(i)):
-            assert_holds_its_integers(found, bits, True)
+            assert_holds_its_integers(found, bits)
             for one, other in zip(found.quantized, alone.quantized, strict=True):
                 np.testing.assert_array_equal(one.values, other.values)
     assert together.members([1, 1]).bits == 8 and together.members([0, 2]).bits == (2, 4)
@@ -293,5 +308,219 @@ def test_a_trade_off_over_bits(models, data):
     for point in points:
         np.testing.assert_allclose(point.error, 1 - point.model.evaluate(data.test).accuracy)
     for wrong in ({}, {"bits": [4], "sparsities": [0.5]}):
-        with pytest.raises(ValueError, match="give one of sparsities and bits"):
+        with pytest.raises(ValueError, match="give one of sparsities"):
             mm.trade_off(models[None], data, seed=0, **wrong)
+
+
+# Bits of layers
+
+
+@pytest.mark.parametrize("scheme", [*qarray.SCHEMES, "codebook"])
+def test_layers_of_different_bits(models, data, scheme, tmp_path):
+    """Each layer is as it would be if all had its bits."""
+    options = {"seed": 0, "scheme": scheme, "epochs": 0}
+    found = mm.quantize(models[None], data, bits=[2, 5], **options)
+    found.save(tmp_path / "model")
+    assert found.bits == mm.load(tmp_path / "model").bits == (2, 5)
+    for i, bits in enumerate((2, 5)):
+        alone = mm.quantize(models[None], data, bits=bits, **options)
+        for other in (found, mm.load(tmp_path / "model")):
+            np.testing.assert_array_equal(other.params[i].weight, alone.params[i].weight)
+            np.testing.assert_array_equal(other.quantized[i].values, alone.quantized[i].values)
+    trained = mm.quantize(models[None], data, bits=[2, 5], **{**options, "epochs": 1})
+    assert trained.bits == (2, 5)
+    if scheme != "codebook":
+        assert_holds_its_integers(trained, (2, 5), scheme)
+
+
+@pytest.mark.parametrize("scheme", ["symmetric", "codebook"])
+def test_layers_and_members_of_different_bits(models, data, scheme):
+    bits, options = ((1, 4), 3, (8, 2)), {"scheme": scheme, "epochs": 2, "batch_size": 16}
+    together = mm.quantize(models[3], data, seed=5, bits=bits, **options)
+    again = mm.model.loads(together.dumps())
+    assert together.bits == again.bits == bits
+    for i, own in enumerate(bits):
+        alone = mm.quantize(models[3].member(i), data, seed=5 + i, bits=own, **options)
+        for found in (together.member(i), again.member(i)):
+            assert found.bits == own
+            for one, other in zip(found.params, alone.params, strict=True):
+                np.testing.assert_allclose(one.weight, other.weight, rtol=1e-4, atol=1e-6)
+        assert mm.model.loads(together.member(i).dumps()).dumps() == together.member(i).dumps()
+
+
+@pytest.mark.parametrize("bits", [[4], [4, 4, 4], [[4, 4], [4, 4]], []])
+def test_bits_that_are_not_one_for_each_layer_are_refused(bits, models, data):
+    with pytest.raises(ValueError, match="bits: expected an integer"):
+        mm.quantize(models[None], data, seed=0, bits=bits)
+    with pytest.raises(ValueError, match="bits: expected an integer"):
+        mm.quantize(models[3], data, seed=0, bits=[bits, 4, 4])
+
+
+# One bit
+
+
+@pytest.mark.parametrize("some", [False, True], ids=["whole", "pruned"])
+def test_one_bit_keeps_signs_times_means(models, data, some):
+    model = pruned(models[None], data) if some else models[None]
+    found = mm.quantize(model, data, seed=0, bits=1, epochs=0)
+    for layer, before in zip(found.params, model.params, strict=True):
+        mean = np.abs(before.weight).sum(axis=0) / np.maximum(np.count_nonzero(before.weight, axis=0), 1)
+        np.testing.assert_allclose(layer.weight, np.sign(before.weight) * mean, rtol=1e-6)
+    assert found.nonzero <= model.nonzero
+    trained = mm.quantize(model, data, seed=0, bits=1, epochs=10, optimizer=optimizers.adam(0.01))
+    assert trained.evaluate(data.train).loss < found.evaluate(data.train).loss
+    assert mm.model.loads(trained.dumps()).dumps() == trained.dumps()
+
+
+# The biases
+
+
+@pytest.mark.parametrize("how", [{"rounding": "floor", "bits": 4}, {"bits": 2}, {"scheme": "codebook", "bits": 1}])
+@pytest.mark.parametrize("learned", [False, True])
+def test_corrected_biases_keep_the_mean_of_every_layer(backend, models, data, how, learned):
+    """On training rows a layer's sums are on average those that it had for the inputs it now gets."""
+    if learned and "rounding" in how:
+        return
+    for population in (None, 3):
+        model = models[population]
+        options = {"seed": 0, "correct_bias": True, "epochs": 0, "learn_levels": learned, "backend": backend, **how}
+        found = mm.quantize(model, data, **options)
+        for i in range(population or 1):
+            one, other = (m if population is None else m.member(i) for m in (model, found))
+            a = one.prepared(data.train.x).astype(np.float64)
+            for before, after in zip(one.params, other.params, strict=True):
+                expected, z = (a @ layer.weight.astype(np.float64) + layer.bias for layer in (before, after))
+                np.testing.assert_allclose(z.mean(axis=0), expected.mean(axis=0), rtol=1e-4, atol=1e-4)
+                a = np.maximum(z, 0)
+        plain = mm.quantize(model, data, **{**options, "correct_bias": False})
+        for one, other in zip(found.params, plain.params, strict=True):
+            np.testing.assert_array_equal(one.weight, other.weight)
+        assert not np.allclose(found.params[1].bias, plain.params[1].bias)  # the inputs' means are 0
+
+
+# Rounding
+
+
+@pytest.mark.parametrize("rounding", ["half_away", "floor", "ceil", "toward_zero"])
+def test_every_rounding_is_that_of_the_integers(backend, models, data, rounding):
+    found = mm.quantize(models[None], data, seed=0, bits=3, rounding=rounding, epochs=1, backend=backend)
+    assert_holds_its_integers(found, 3)
+    found = mm.quantize(models[None], data, seed=0, bits=3, rounding=rounding, epochs=0, backend=backend)
+    for q, layer in zip(found.quantized, models[None].params, strict=True):
+        expected = qarray.quantize(layer.weight, calibrate(layer.weight, 3), rounding)
+        np.testing.assert_array_equal(q.values, expected.values)
+
+
+def test_the_seed_decides_stochastic_rounding(backend, models, data):
+    def values(seed, backend=backend, epochs=0):
+        how = {"bits": 3, "rounding": "stochastic", "epochs": epochs, "batch_size": 64}
+        return mm.quantize(models[None], data, seed=seed, backend=backend, **how).quantized[0].values
+
+    np.testing.assert_array_equal(values(0), values(0))
+    np.testing.assert_array_equal(values(0), values(0, "numpy"))
+    assert (values(0) != values(1)).any()
+    assert np.abs(values(1)).max() <= 3 and np.abs(values(0, epochs=1)).max() <= 3
+
+
+# Every way at once
+
+
+@pytest.mark.parametrize("scheme", [*qarray.SCHEMES, "codebook"])
+@pytest.mark.parametrize("granularity", ["channel", "tensor", 3])
+@pytest.mark.parametrize("bits", [1, 2, 8])
+def test_files_and_shrinking_keep_what_the_model_computes(models, data, scheme, granularity, bits, population):
+    if scheme == "codebook" and granularity == 3:
+        return
+    for model in (models[population], mm.prune(models[population], data, seed=0, sparsity=0.7, epochs=0)):
+        found = mm.quantize(model, data, seed=0, bits=bits, scheme=scheme, granularity=granularity, epochs=1)
+        again, small = mm.model.loads(found.dumps()), mm.shrink(found)
+        assert again.dumps() == found.dumps() and again.bits == bits
+        outputs = found.outputs(data.test.x)
+        np.testing.assert_array_equal(again.outputs(data.test.x), outputs)
+        np.testing.assert_allclose(small.outputs(data.test.x), outputs, rtol=1e-4, atol=1e-5)
+        assert mm.model.loads(small.dumps()).dumps() == small.dumps()
+        for q, layer, mask in zip(small.quantized, small.params, small.masks or (1, 1), strict=True):
+            np.testing.assert_array_equal(qarray.dequantize(q) * mask, layer.weight)
+
+
+@pytest.mark.parametrize("scheme", ["symmetric", "symmetric_full"])
+@pytest.mark.parametrize("granularity", ["channel", "tensor"])
+def test_powers_of_two_become_shifts(models, data, scheme, granularity):
+    how = {"bits": 4, "scheme": scheme, "granularity": granularity, "power_of_two": True}
+    found = mm.quantize(models[None], data, seed=0, epochs=2, **how)
+    assert all((np.frexp(q.scale)[0] == 0.5).all() for q in found.quantized)
+    made = mm.to_integers(found, data, shift=True)
+    assert all(layer.multiplier.dtype == np.int32 for layer in made.layers)
+    spread = np.ptp(found.outputs(data.test.x))
+    assert np.abs(made.outputs(data.test.x) - found.outputs(data.test.x)).max() < 0.05 * spread
+
+
+@pytest.mark.parametrize("how", [{"scheme": "asymmetric"}, {"granularity": 2}, {"scheme": "codebook"}], ids=str)
+def test_what_has_no_one_symmetric_scale_is_neither_computed_in_integers_nor_coded(models, data, how, oracle):
+    oracle("constriction")
+    found = mm.quantize(models[None], data, seed=0, bits=3, epochs=0, **how)
+    with pytest.raises(ValueError, match="integer-only inference takes symmetric weights with a scale for each"):
+        mm.to_integers(found, data)
+    with pytest.raises(ValueError, match="encode: expected one model, quantized symmetrically"):
+        mm.coded.encode(found)
+
+
+@pytest.mark.parametrize(
+    ("bits", "scheme"),
+    [(1, "symmetric"), (2, "symmetric_full"), (4, "symmetric_full"), ((1, 6), "symmetric"), ((5, 2), "symmetric_full")],
+)
+@pytest.mark.parametrize("some", [False, True], ids=["whole", "pruned"])
+def test_a_coded_file_holds_the_same_integers(models, data, oracle, bits, scheme, some):
+    oracle("constriction")
+    model = pruned(models[None], data) if some else models[None]
+    found = mm.quantize(model, data, seed=0, bits=bits, scheme=scheme, range_of=ranges.percentile(0.8), epochs=0)
+    if scheme == "symmetric_full":
+        first = bits[0] if isinstance(bits, tuple) else bits
+        assert found.quantized[0].values.min() == -(2 ** (first - 1))
+    small, again = mm.shrink(found), mm.coded.decode(mm.coded.encode(found))
+    assert again.bits == bits
+    for one, other in zip(again.quantized, small.quantized, strict=True):
+        np.testing.assert_array_equal(one.values, other.values)
+        np.testing.assert_array_equal(one.scale, other.scale)
+    assert mm.coded.encode(again) == mm.coded.encode(found)
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scheme": "full"}, "scheme: expected one of symmetric, symmetric_full, asymmetric, codebook, got 'full'"),
+        ({"scheme": None}, "scheme: expected one of"),
+        (
+            {"rounding": "nearest"},
+            "rounding: expected one of half_even, half_away, floor, ceil, toward_zero, stochastic",
+        ),
+        ({"granularity": 0}, 'granularity: expected "tensor", "channel" or a number of inputs, got 0'),
+        ({"granularity": "group"}, 'granularity: expected "tensor", "channel" or a number of inputs'),
+        ({"granularity": True}, 'granularity: expected "tensor", "channel" or a number of inputs'),
+        ({"scheme": "codebook", "rounding": "gptq"}, "scheme: a codebook has its own nearest centre"),
+        ({"scheme": "codebook", "power_of_two": True}, "scheme: a codebook has its own nearest centre"),
+        ({"learn_levels": True, "power_of_two": True}, "learn_levels: learned scales are no powers of two"),
+        ({"learn_levels": True, "rounding": "stochastic"}, "learn_levels: .* learned with half_even only"),
+    ],
+    ids=str,
+)
+def test_other_ways_to_quantize_are_refused(options, message, models, data):
+    with pytest.raises(ValueError, match=message):
+        mm.quantize(models[None], data, seed=0, **options)
+
+
+def test_the_range_of_activations_is_chosen(models, data):
+    """A range of half of all that was seen clips at half of it."""
+
+    def half(values, missed):
+        return tuple(0.5 * end for end in ranges.min_max(values, missed))
+
+    found, whole = (
+        mm.quantize(models[None], data, seed=0, activation_bits=8, activation_range=range_of, bits=8, epochs=0)
+        for range_of in (half, ranges.min_max)
+    )
+    ratio = found.params[0].bias / whole.params[0].bias
+    np.testing.assert_allclose(ratio, 2, rtol=1e-5)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import minimodel as mm
 from minimodel import losses, model, optimizers, qarray, storage, tree
 from minimodel.activations import ACTIVATIONS
+from minimodel.compress.calibration import calibrate
 from minimodel.model import Model
 
 pytestmark = pytest.mark.filterwarnings("ignore:prune. no kept weight")
@@ -34,7 +35,11 @@ def random_model(sizes=(5, 6, 4, 3), activation="relu", population=None, density
 def in_integers(given_model, bits=4, **options):
     """The model with integers for its weights."""
     quantized = tuple(
-        qarray.quantize(layer.weight, qarray.calibrate(layer.weight, bits, **options)) for layer in given_model.params
+        qarray.quantize(layer.weight, calibrate(layer.weight, bits, **options)) for layer in given_model.params
+    )
+    quantized = tuple(  # at 1 bit 0 has no sign
+        q._replace(values=np.where(layer.weight != 0, q.values, qarray.spread(q.zero_point, layer.weight.shape[-2])))
+        for q, layer in zip(quantized, given_model.params, strict=True)
     )
     params = tuple(
         mm.Layer(qarray.dequantize(q), layer.bias) for q, layer in zip(quantized, given_model.params, strict=True)
@@ -164,23 +169,24 @@ def test_shrinking_again_changes_nothing(sizes, population, density, seed):
     population=POPULATION,
     density=DENSITY,
     seed=SEED,
-    bits=st.integers(2, 8),
-    symmetric=st.booleans(),
-    per_channel=st.booleans(),
+    bits=st.integers(1, 8),
+    scheme=st.sampled_from(qarray.SCHEMES),
+    granularity=st.sampled_from(["channel", "tensor", 1, 2, 4]),
 )
-def test_integers_shrink_with_their_weights(sizes, population, density, seed, bits, symmetric, per_channel):
-    whole = in_integers(
-        random_model(sizes, "gelu", population, density, seed), bits, symmetric=symmetric, per_channel=per_channel
-    )
+def test_integers_shrink_with_their_weights(sizes, population, density, seed, bits, scheme, granularity):
+    model_of_floats = random_model(sizes, "gelu", population, density, seed)
+    whole = in_integers(model_of_floats, bits, scheme=scheme, granularity=granularity)
     small, expected = mm.shrink(whole), live_units(whole)
     assert small.network.layer_sizes == tuple(map(len, expected)) and small.bits == bits
     assert_consistent(small)
     assert_same_outputs(small, whole, rows(6, sizes[0], seed))
     for before, after, (above, below) in zip(whole.quantized, small.quantized, pairwise(expected), strict=True):
         np.testing.assert_array_equal(after.values, before.values[..., above, :][..., below])
-        columns = (below if per_channel else [0]) if before.scale.shape[-1] > 1 else [0]
-        np.testing.assert_array_equal(after.scale, before.scale[..., columns])
-        np.testing.assert_array_equal(after.zero_point, before.zero_point[..., columns])
+        for old, new in zip(before[1:3], after[1:3], strict=True):  # of every weight that is left
+            old, new = (qarray.spread(leaf, q.values.shape[-2]) for leaf, q in ((old, before), (new, after)))
+            shape = before.values.shape
+            old, new = np.broadcast_to(old, shape), np.broadcast_to(new, after.values.shape)
+            np.testing.assert_array_equal(new, old[..., above, :][..., below])
     assert_same_bits(model.loads(small.dumps()), small)
 
 
@@ -491,11 +497,11 @@ def test_a_shrunk_model_is_pruned_with_the_same_data(backend, population, data, 
     np.testing.assert_allclose(again.outputs(data.test.x), found.outputs(data.test.x), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize("per_channel", [True, False])
-def test_prune_shrink_quantize_evaluate(population, data, shrunk, symmetric, per_channel):
+@pytest.mark.parametrize("scheme", qarray.SCHEMES)
+@pytest.mark.parametrize("granularity", ["channel", "tensor", 2])
+def test_prune_shrink_quantize_evaluate(population, data, shrunk, scheme, granularity):
     _, small = shrunk[population]
-    options = {"bits": 6, "symmetric": symmetric, "per_channel": per_channel}
+    options = {"bits": 6, "scheme": scheme, "granularity": granularity}
     found = mm.quantize(small, data, seed=0, epochs=1, **options)
     assert_consistent(found)
     np.testing.assert_array_equal(found.inputs, small.inputs)

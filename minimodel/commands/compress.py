@@ -8,12 +8,14 @@ from typing import Any
 import click
 import numpy as np
 
-from minimodel import backends, coded, datasets, export, model, observe, pipeline, plots, storage
+from minimodel import backends, datasets, export, model, observe, pipeline, plots, storage
 from minimodel.commands.options import BACKEND, JSON, MODEL, SEED, TASK, cleared, run_files
-from minimodel.compress import patterns, scores
+from minimodel.compress import coded, patterns, scores
 from minimodel.compress.allocation import ALLOCATIONS
 from minimodel.compress.integer import to_integers
 from minimodel.compress.pruning_schedules import SCHEDULES
+from minimodel.compress.quantization import ROUNDINGS, SCHEMES
+from minimodel.compress.ranges import RANGES
 from minimodel.compress.shrinking import shrink
 from minimodel.teacher import Teacher
 from minimodel.terminal import environment, progress_bars, show_trade_off, to_json
@@ -70,31 +72,44 @@ def prune(model_path: Path, data: str, sparsity: str, **options: Any) -> None:
 @click.command()
 @MODEL
 @click.argument("data")
-@click.option("--bits", default="8,4,3,2", show_default=True, help="Of a weight, one or several numbers from 2 to 8.")
+@click.option("--bits", default="8,4,3,2", show_default=True, help="Of a weight, one or several numbers from 1 to 8.")
+@click.option("--budget", help="Bytes of a coded file, one or several: bits and sparsity are chosen layer by layer.")
+@click.option("--budget-sparsity", default="0,0.5,0.8,0.9,0.95,0.98", show_default=True, help="To choose from.")
 @click.option("--activation-bits", type=click.IntRange(1, 8), help="Of an activation; relu becomes relu of few bits.")
-@click.option("--per-tensor", is_flag=True, help="One scale a layer, not one for each of its outputs.")
+@click.option("--scheme", type=click.Choice(SCHEMES), default="symmetric", show_default=True, help="The levels.")
+@click.option("--granularity", default="channel", show_default=True, help="channel, tensor, or inputs to a scale.")
+@click.option("--range", "range_name", type=click.Choice(list(RANGES)), default="least_error", show_default=True)
+@click.option(
+    "--rounding", type=click.Choice(ROUNDINGS), default="half_even", show_default=True, help="To the integer."
+)
+@click.option("--power-of-two", is_flag=True, help="Scales are powers of two.")
+@click.option("--learn-levels", is_flag=True, help="Train the scales, or the centres of a codebook, as well.")
 @click.option("--coded", "as_coded", is_flag=True, help="Save entropy-coded files; needs constriction.")
 @click.option("--onnx", is_flag=True, help="Save an integer-only ONNX file beside each model; needs onnx.")
 @common
 def quantize(
-    model_path: Path, data: str, bits: str, per_tensor: bool, as_coded: bool, onnx: bool, **options: Any
+    model_path: Path,
+    data: str,
+    bits: str,
+    budget: str | None,
+    budget_sparsity: str,
+    granularity: str,
+    range_name: str,
+    as_coded: bool,
+    onnx: bool,
+    **options: Any,
 ) -> None:
     """Quantize MODEL to one or several numbers of bits and retrain it on DATA; report each on the test part.
 
     DATA is what MODEL was trained on. All numbers of bits and seeds are one program. The networks are saved shrunk, a
     file for each, to DIR with a record and a log of the run.
     """
-    levels = _numbers("--bits", bits, int, 2, 8)
-    _compress(
-        "quantize",
-        model_path,
-        data,
-        {"bits": levels},
-        as_coded=as_coded,
-        onnx=onnx,
-        per_channel=not per_tensor,
-        **options,
-    )
+    levels = {"bits": _numbers("--bits", bits, int, 1, 8)}
+    if budget is not None:
+        levels = {"budgets": _numbers("--budget", budget, int, 1, 2**31)}
+        options["budget_sparsities"] = _numbers("--budget-sparsity", budget_sparsity, float, 0, 1)
+    options |= {"granularity": _granularity(granularity), "range_of": RANGES[range_name]}
+    _compress("quantize", model_path, data, levels, as_coded=as_coded or budget is not None, onnx=onnx, **options)
 
 
 def _compress(
@@ -169,6 +184,8 @@ def _compress(
         points[at] = found._replace(bytes=np.array([Path(files[key]).stat().st_size for key in own]))
     before = point(dense, splits)
     settings = {"seeds": seeds, "teach": teach, "temperature": temperature, "epochs": epochs, "task": task, **options}
+    if "range_of" in settings:
+        settings["range_of"] = next(key for key, value in RANGES.items() if value is settings["range_of"])
     record = {
         "model": str(model_path),
         "data": data,
@@ -188,6 +205,14 @@ def _compress(
         click.echo(to_json(record))
     else:
         show_trade_off(record, [before, *points])
+
+
+def _granularity(text: str) -> str | int:
+    if text in ("channel", "tensor"):
+        return text
+    if not text.isdecimal() or int(text) < 1:
+        raise click.UsageError(f"--granularity: expected channel, tensor or a number of inputs, got {text!r}")
+    return int(text)
 
 
 def _numbers(option: str, text: str, kind: type, least: int, most: int) -> list[Any]:

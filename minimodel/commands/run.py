@@ -23,7 +23,7 @@ from minimodel.terminal import environment, progress_bars, show, to_json
     show_default=True,
     help="Part of the weights to prune.",
 )
-@click.option("--bits", type=click.IntRange(2, 8), default=4, show_default=True, help="Bits of a quantized weight.")
+@click.option("--bits", type=click.IntRange(1, 8), default=4, show_default=True, help="Bits of a quantized weight.")
 @SEED
 @click.option("--epochs", type=click.IntRange(0), help="Of gradient descent; pruning and quantization follow it.")
 @TASK

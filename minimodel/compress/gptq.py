@@ -9,13 +9,12 @@ which is optimal brain surgeon with the weights before i fixed where they were r
 what is still missing. Frantar et al., GPTQ (2023), algorithm 1, exactly and without blocks: layers are small.
 """
 
-from minimodel import qarray
+from minimodel import qarray, tree
 from minimodel.backends import Backend
 from minimodel.compress.surgeon import covariance, with_bias
-from minimodel.gradients import forward
-from minimodel.network import Layer, Network, Params
+from minimodel.network import Layer
 from minimodel.qarray import Quantizer
-from minimodel.tree import Array, namespace
+from minimodel.tree import Array
 
 
 def rounded(layer: Layer, quantizer: Quantizer, mask: Array | None, a: Array, backend: Backend) -> Layer:
@@ -24,39 +23,23 @@ def rounded(layer: Layer, quantizer: Quantizer, mask: Array | None, a: Array, ba
     h, mean = covariance(a)
     upper = xp.linalg.cholesky(xp.linalg.inv(h)).mT
     kept = xp.ones_like(layer.weight) if mask is None else xp.astype(mask, layer.weight.dtype)
-    lead = layer.weight.shape[:-2]
     places = xp.arange(h.shape[-1], dtype=xp.int32)
-    rows = xp.moveaxis(xp.broadcast_to(upper, (*lead, *h.shape[-2:])), -2, 0)
+    lead, inputs = layer.weight.shape[:-2], h.shape[-1]
 
-    def step(w: Array, given: tuple[Array, Array, Array]) -> tuple[Array, None]:
-        place, row, own = given
+    def by_row(leaf: Array) -> Array:
+        return xp.moveaxis(xp.broadcast_to(leaf, (*lead, inputs, leaf.shape[-1])), -2, 0)
+
+    def own_row(leaf: Array) -> Array:
+        return by_row(leaf)[..., None, :]
+
+    def step(w: Array, given: tuple[Array, Array, Array, Quantizer]) -> tuple[Array, None]:
+        place, row, own, levels = given
         one = xp.astype(places == place, w.dtype)
         now = one @ w
-        missed = now - round_row(now, quantizer) * own
+        missed = now - xp.squeeze(qarray.fake_quantize(now[..., None, :], levels), axis=-2) * own
         return w - row[..., :, None] * (missed / xp.sum(row * one, axis=-1)[..., None])[..., None, :], None
 
-    weight = backend.scan(step, layer.weight, (places, rows, xp.moveaxis(kept, -2, 0)))[0]
+    rows = tree.map(own_row, qarray.spread(quantizer, inputs))
+    weight = backend.scan(step, layer.weight, (places, by_row(upper), by_row(kept), rows))[0]
     weight = qarray.fake_quantize(weight, quantizer) * kept
     return with_bias(layer, weight, mean)
-
-
-def round_row(w: Array, quantizer: Quantizer) -> Array:
-    """ŵ of the weights (*population, out) of one input."""
-    return namespace(w).squeeze(qarray.fake_quantize(w[..., None, :], quantizer), axis=-2)
-
-
-def fitted(
-    params: Params,
-    quantizers: tuple[Quantizer, ...],
-    masks: tuple[Array, ...] | None,
-    x: Array,
-    *,
-    network: Network,
-    backend: Backend,
-) -> Params:
-    """Every layer rounded, each for the inputs that the layers before it now give."""
-    done: list[Layer] = []
-    for i, quantizer in enumerate(quantizers):
-        a = forward(network, (*done, *params[i:]), x)[i].a
-        done.append(rounded(params[i], quantizer, None if masks is None else masks[i], a, backend))
-    return tuple(done)

@@ -20,7 +20,7 @@ import numpy as np
 
 from minimodel import activations, qarray, tree
 from minimodel.backends import Backend, load
-from minimodel.compress import ranges
+from minimodel.compress import calibration, ranges
 from minimodel.compress.ranges import Range
 from minimodel.compress.samples import picked
 from minimodel.datasets import Dataset, Splits
@@ -153,19 +153,22 @@ def to_integers(
     Weights are the model's own integers, or where it has none, 8 bits for each output without retraining. Ranges of the
     activations are taken from up to 4,096 training rows.
 
-    range_of   ``ranges.min_max``, moving_average(), percentile(0.999), least_error(bits), or a function of your own
+    range_of   ``ranges.min_max``, least_error, moving_average(), percentile(0.999), or a function of your own
     shift      all scales become powers of two, and every rescaling a shift of bits
 
     Raises ValueError for asymmetric weights, and with ``shift`` for weights whose scales are no powers of two.
     """
-    qarray.levels(bits, False)
+    qarray.check_bits(bits, 2)
     if shift and activations.steps(model.network.activation):
         raise ValueError(f"shift: the scale of {model.network.activation} is no power of two; take shift=False")
     if not isinstance(data, Splits):
         raise TypeError(f"data: expected Splits, got {type(data).__name__}")
     weights = tuple(map(_with_scales, model.quantized or tuple(_plain(layer.weight, shift) for layer in model.params)))
-    if any(q.zero_point.any() for q in weights):
-        raise ValueError("model: integer-only inference takes symmetric weights; quantize with symmetric=True")
+    if any(q.zero_point.any() or q.codebook is not None or q.scale.shape[-2] > 1 for q in weights):
+        raise ValueError(
+            "model: integer-only inference takes symmetric weights with a scale for each tensor or output; quantize "
+            'with scheme="symmetric" and granularity="channel"'
+        )
     if shift and any((np.frexp(q.scale)[0] != 0.5).any() for q in weights):
         raise ValueError("shift: the scales of these weights are no powers of two; take a model of floats")
     used = tuple(Layer(qarray.dequantize(q), layer.bias) for q, layer in zip(weights, model.params, strict=True))
@@ -173,7 +176,7 @@ def to_integers(
     lead = used[0].bias.shape[:-1]
 
     def scale_of(values: np.ndarray) -> Scale:
-        least, most = range_of(values)
+        least, most = calibration.of_activations(values, bits, range_of)
         if model.network.activation == "relu" and values is not forwarded[0].f:
             least = np.maximum(least, 0)  # clipping at the integer of 0 is the function
         return scale_for(np.broadcast_to(least, lead), np.broadcast_to(most, lead), bits, shift)
@@ -204,8 +207,7 @@ def _with_scales(q: QArray) -> QArray:
 
 
 def _plain(weight: np.ndarray, shift: bool) -> QArray:
-    quantizer = qarray.calibrate(weight, 8, clip=False)
-    return qarray.quantize(weight, qarray.power_of_two(quantizer) if shift else quantizer)
+    return qarray.quantize(weight, calibration.calibrate(weight, 8, range_of=ranges.min_max, power_of_two=shift))
 
 
 def stepped_scale(n: int, lead: tuple[int, ...]) -> Scale:
@@ -216,7 +218,7 @@ def stepped_scale(n: int, lead: tuple[int, ...]) -> Scale:
 
 def scale_for(least: np.ndarray, most: np.ndarray, bits: int, shift: bool) -> Scale:
     """s = (most − least)/(2ᵇ − 1) and the integer of the real 0; with ``shift`` the power of two from there on."""
-    low, high = qarray.levels(bits, False)
+    low, high = qarray.levels(bits, "asymmetric")
     width = (most.astype(np.float64) - least) / (high - low)
     scale = np.where(width > qarray.SMALLEST, width, 1.0)
     scale = (np.exp2(np.ceil(np.log2(scale))) if shift else scale).astype(np.float32)

@@ -1,29 +1,34 @@
 """Quantization: q = clip(round(w/s) + z), ŵ = s·(q − z), then retrain through the rounding."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Unpack
 
 import numpy as np
 
-from minimodel import activations, qarray
+from minimodel import activations, qarray, random
 from minimodel.backends import Backend, load
-from minimodel.compress import gptq, ranges
+from minimodel.compress import adaround, budget, calibration, codebooks, gptq, ranges
+from minimodel.compress.ranges import Range
+from minimodel.compress.rounding import Levels, Rounding
 from minimodel.compress.samples import picked, sample
+from minimodel.compress.surgeon import with_bias
 from minimodel.datasets import Splits
 from minimodel.gradients import forward
-from minimodel.model import Model
-from minimodel.network import Layer, Params
-from minimodel.problem import prepare, run_keys, to_backend
-from minimodel.qarray import Quantizer
+from minimodel.model import Model, bits_of_layer
+from minimodel.network import Layer, Network, Params
+from minimodel.problem import Masks, prepare, run_keys, to_backend
 from minimodel.search import optimizers, schedules
 from minimodel.search.options import Training, check_training
-from minimodel.search.programs import Through
 from minimodel.search.training import finished, fit
 from minimodel.streams import Stream
 from minimodel.teacher import Teacher
 
-ROUNDINGS = ("nearest", "gptq")
+SCHEMES = (*qarray.SCHEMES, "codebook")
+FITTED = {"gptq": gptq.rounded, "adaround": adaround.rounded}
+ROUNDINGS = (*qarray.ROUNDINGS, *FITTED)
+DRAWS = 3  # what the run's key is folded with for stochastic rounding, where ``training`` has 0 to 2
 
 
 def quantize(
@@ -31,32 +36,48 @@ def quantize(
     data: Splits | Stream,
     *,
     seed: int,
-    bits: int | Sequence[int] = 8,
-    symmetric: bool = True,
-    per_channel: bool = True,
-    clip: bool = True,
+    bits: int | Sequence[Any] = 8,
+    scheme: str = "symmetric",
+    granularity: str | int = "channel",
+    range_of: Range = ranges.least_error,
+    power_of_two: bool = False,
+    rounding: str = "half_even",
+    correct_bias: bool = False,
+    learn_levels: bool = False,
+    gradual: Sequence[int] = (),
     activation_bits: int | None = None,
-    rounding: str = "nearest",
+    activation_range: Range = ranges.least_error,
+    budget_bytes: Any = None,
+    budget_sparsities: Sequence[float] = (0.0,),
     backend: str | Backend = "numpy",
     sample_weight: Any = None,
     class_weight: Any = None,
     teacher: Teacher | None = None,
     **training: Unpack[Training],
 ) -> Model:
-    """Turn the weights into integers of 2 to 8 bits and retrain them through the rounding; biases stay float32.
-
-    ``bits`` may be a list with a number for each member of a population.
+    """Turn the weights into integers of 1 to 8 bits and retrain them through the rounding; biases stay float32.
 
     The scales are set once, from the weights as they are. Then the network computes with ŵ while the gradient by ŵ
     is applied to w, as if rounding were the identity (zero where q is clipped). Weights that a mask removed stay 0.
 
-    symmetric     z = 0 and q from −(2ᵇ⁻¹ − 1); otherwise z is the integer that stands for 0, and q from −2ᵇ⁻¹
-    per_channel   one scale for each output, otherwise one for the whole weight
-    clip          let the scale leave out the largest weights where that lowers Σ(w − ŵ)²
-    activation_bits   turn relu into relu of 1 to 8 bits as well: the ranges that miss the values of each layer least,
-                  on training rows, become [0, 4], and the weights on either side take up the scale
-    rounding      "nearest", or "gptq": before any retraining the weights to come make up for those that were rounded,
-                  and the biases for what is still missing
+    bits          one number, or one for each layer, or for each member of a population one of these
+    scheme        "symmetric": z = 0 and q from −(2ᵇ⁻¹ − 1), at 2 bits three levels, at 1 bit the sign;
+                  "symmetric_full": from −2ᵇ⁻¹; "asymmetric": z is the integer that stands for 0; "codebook": 2ᵇ centres
+                  of k-means, anywhere
+    granularity   what shares a scale: "tensor", "channel" (an output), or so many inputs of each output
+    range_of      what the integers reach: ``ranges.least_error``, min_max, percentile(…), moving_average(…)
+    power_of_two  round scales up to powers of two
+    rounding      "half_even", "half_away", "floor", "ceil", "toward_zero", "stochastic" (drawn once for each weight);
+                  or once, before any retraining, "gptq" (the weights to come make up for those that were rounded) or
+                  "adaround" (each goes up or down as the layer's outputs want it), which both correct the biases
+    correct_bias  the biases take up the mean that rounding moved, on training rows
+    learn_levels  train the scales, or a codebook's centres, as well: learned step size quantization
+    gradual       train with these numbers of bits first, of weights and, with ``activation_bits``, of activations, one
+                  after the other and for as many epochs each; the weights go on as they were before rounding
+    activation_bits   turn relu into relu of 1 to 8 bits as well: the ``activation_range`` of each layer, on training
+                  rows, becomes [0, 4], and the weights on either side take up the scale
+    budget_bytes  the coded file is to be no larger: choose for each layer the bits, ``bits`` at most, and what to
+                  prune, of ``budget_sparsities``, that cost least on training rows; one number, or one for each member
     teacher       learn from a model's outputs as well as from the targets
     training      through the rounding, as in ``gradient_descent``, by default 5 epochs of ``adam(cosine(1e-4))``;
                   epochs=0 only rounds
@@ -65,63 +86,141 @@ def quantize(
     that does not fit.
     """
     check_training(training)
-    backend = load(backend)
+    backend, widths = load(backend), check_bits(bits, model)
+    way = check_rounding(scheme, rounding, learn_levels, power_of_two)
+    weights: dict[str, Any] = {"sample_weight": sample_weight, "class_weight": class_weight}
+    how: dict[str, Any] = {
+        "scheme": scheme, "granularity": granularity, "range_of": range_of, "power_of_two": power_of_two
+    }  # fmt: skip
+    further: dict[str, Any] = {"rounding": rounding, "correct_bias": correct_bias, "learn_levels": learn_levels}
+    again: Callable[..., Model] = partial(
+        quantize, data=data, seed=seed, backend=backend, teacher=teacher, **weights, **how, **further
+    )
+    for width in gradual:
+        fewest = activation_bits and max(activation_bits, width)
+        model = again(model, bits=width, activation_bits=fewest, activation_range=activation_range, **training)
+        model = replace(model, params=model.state.best[: len(model.params)], quantized=None, bits=None)
     if activation_bits is not None:
-        model = stepped(model, data, activation_bits)
-    weights = {"sample_weight": sample_weight, "class_weight": class_weight}
+        model = stepped(model, data, activation_bits, activation_range)
+    if budget_bytes is not None:
+        return budget.within(model, data, budget_bytes, bits, budget_sparsities, again, how, **training)
     problem = prepare(model.network, data, model.loss, backend, fitted=model, teacher=teacher, **weights)
     training.setdefault("epochs", 5)
     training["optimizer"] = training.get("optimizer") or optimizers.adam(schedules.cosine(1e-4))
-    if rounding not in ROUNDINGS:
-        raise ValueError(f"rounding: expected one of {', '.join(ROUNDINGS)}, got {rounding!r}")
-    widths = check_bits(bits, model.population)
-    how: dict[str, Any] = {"symmetric": symmetric, "per_channel": per_channel, "clip": clip}
-    quantizers = tuple(calibrated(layer.weight, widths, **how) for layer in model.params)
+    keys = run_keys(seed, model.population)
+    levels = levels_of(model, widths, way, keys, **how)
     start = model.params
-    if rounding == "gptq":
-        given = to_backend(backend, (model.params, quantizers, model.masks))
-        program = backend.jit(gptq.fitted, static=("network", "backend"))
-        start = backend.to_numpy(program(*given, sample(problem).x, network=model.network, backend=backend))
+    if correct_bias or rounding in FITTED:
+        program = backend.jit(layer_by_layer, static=("network", "fitted", "way", "backend"))
+        given = to_backend(backend, (model.params, levels, model.masks))
+        fitted = FITTED.get(rounding)
+        start = backend.to_numpy(
+            program(*given, sample(problem).x, network=model.network, fitted=fitted, way=way, backend=backend)
+        )
     run = fit(
         problem,
-        keys=run_keys(seed, model.population),
-        params=start,
-        masks=model.masks,
-        through=ROUNDING,
-        values=to_backend(backend, quantizers),
+        keys=keys,
+        params=way.extended(levels, start),
+        masks=way.masks(model.masks),
+        through=way,
+        values=to_backend(backend, levels),
         **training,
     )
 
     def rounded(params: Params) -> Model:
-        integers = tuple(qarray.quantize(layer.weight, q) for layer, q in zip(params, quantizers, strict=True))
-        values = tuple(Layer(qarray.dequantize(q), layer.bias) for q, layer in zip(integers, params, strict=True))
-        return replace(model, params=values, quantized=integers, bits=widths)
+        integers = way.integers(levels, params)
+        found = way.forward(levels, params)
+        return replace(model, params=found, quantized=integers, bits=widths)
 
-    return finished("quantize", run, rounded)
-
-
-def check_bits(bits: Any, population: int | None) -> int | tuple[int, ...]:
-    """An integer, or one for each member of the population."""
-    if population is None or not np.iterable(bits) or isinstance(bits, str):
-        qarray.levels(bits, True)
-        return int(bits)
-    found = tuple(bits)
-    if len(found) != population:
-        raise ValueError(f"bits: expected an integer or {population}, one for each member, got {len(found)}")
-    for one in found:
-        qarray.levels(one, True)
-    return tuple(map(int, found))
+    return finished("quantize", run._replace(masks=model.masks), rounded)
 
 
-def calibrated(weight: np.ndarray, bits: int | tuple[int, ...], **how: Any) -> Quantizer:
-    """The quantizer of a layer, each member at its own bits where there are several."""
+def check_bits(bits: Any, model: Model) -> Any:
+    """An integer, or a tuple: of one for each layer of a network, of one of these for each member of a population."""
+
+    def of_network(bits: Any) -> Any:
+        if isinstance(bits, str) or not np.iterable(bits):
+            return qarray.check_bits(bits)
+        found = tuple(map(qarray.check_bits, bits))
+        if len(found) != len(model.params):
+            raise ValueError(f"bits: expected an integer or {len(model.params)}, one for each layer, got {len(found)}")
+        return found
+
+    if model.population is None or isinstance(bits, str) or not np.iterable(bits):
+        return of_network(bits)
+    each = tuple(map(of_network, bits))
+    if len(each) != model.population:
+        raise ValueError(f"bits: expected an integer or {model.population}, one for each member, got {len(each)}")
+    return each
+
+
+def check_rounding(scheme: str, rounding: str, learned: bool, power_of_two: bool) -> Rounding:
+    """How weights pass through what these names stand for."""
+    for name, value, allowed in (("scheme", scheme, SCHEMES), ("rounding", rounding, ROUNDINGS)):
+        if value not in allowed:
+            raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
+    if scheme == "codebook" and (rounding != "half_even" or power_of_two):
+        raise ValueError("scheme: a codebook has its own nearest centre; leave out rounding and power_of_two")
+    if learned and (power_of_two or rounding not in ("half_even", *FITTED)):
+        raise ValueError("learn_levels: learned scales are no powers of two, and are learned with half_even only")
+    return Rounding(scheme == "codebook", "half_even" if rounding in FITTED else rounding, learned)
+
+
+def levels_of(model: Model, widths: Any, way: Rounding, keys: np.ndarray, **how: Any) -> Levels:
+    """The levels of every layer, each member's by its own bits, from the weights as they are."""
+    each = [bits_of_layer(widths, i, model.population) for i in range(len(model.params))]
+    found = [
+        calibrated(layer.weight, bits, way.codebook, **how) for layer, bits in zip(model.params, each, strict=True)
+    ]
+    lacking = way.codebook or any(1 in (bits if isinstance(bits, tuple) else (bits,)) for bits in each)
+    draws = None
+    if way.name == "stochastic":
+        own = random.fold_in(keys, DRAWS)
+        draws = tuple(
+            random.uniform(random.fold_in(own, i), layer.weight.shape[-2:]) for i, layer in enumerate(model.params)
+        )
+    return Levels(tuple(found), model.masks if lacking else None, draws)
+
+
+def calibrated(weight: np.ndarray, bits: int | tuple[int, ...], codebook: bool, **how: Any) -> Any:
+    """The levels of a layer, each member at its own bits where there are several."""
+    calibrate: Callable[..., Any] = partial(calibration.calibrate, **how)
+    if codebook:
+        room = bits if isinstance(bits, int) else max(bits)
+        calibrate = partial(codebooks.calibrate, granularity=how["granularity"], room=room)
     if isinstance(bits, int):
-        return qarray.calibrate(weight, bits, **how)
-    parts = [qarray.calibrate(w, one, **how) for w, one in zip(weight, bits, strict=True)]
-    return Quantizer(*(np.stack(leaves) for leaves in zip(*parts, strict=True)))
+        return calibrate(weight, bits)
+    parts = [calibrate(w, one) for w, one in zip(weight, bits, strict=True)]
+    return type(parts[0])(*(np.stack(leaves) for leaves in zip(*parts, strict=True)))
 
 
-def stepped(model: Model, data: Splits | Stream, bits: int) -> Model:
+def layer_by_layer(
+    params: Params,
+    levels: Levels,
+    masks: Masks | None,
+    x: Any,
+    *,
+    network: Network,
+    fitted: Callable[..., Layer] | None,
+    way: Rounding,
+    backend: Backend,
+) -> Params:
+    """Every layer rounded, or only its bias corrected, for the inputs that the layers before it now give."""
+    done: list[Layer] = []
+    found: list[Layer] = []
+    for i, quantizer in enumerate(levels.quantizers):
+        a = forward(network, (*done, *params[i:]), x)[i].a
+        if fitted is None:
+            used = way.forward(levels, way.extended(levels, params))[i].weight
+            done.append(with_bias(params[i], used, backend.xp.mean(a, axis=-2)))
+            found.append(Layer(params[i].weight, done[i].bias))
+        else:
+            done.append(fitted(params[i], quantizer, None if masks is None else masks[i], a, backend))
+            found.append(done[i])
+    return tuple(found)
+
+
+def stepped(model: Model, data: Splits | Stream, bits: int, range_of: Range = ranges.least_error) -> Model:
     """The model with activations of so many bits, its layers scaled so that they lie in [0, 4]."""
     name = f"relu_{qarray.check_bits(bits, 1, 'activation_bits')}bit"
     network = replace(model.network, activation=name)
@@ -132,28 +231,11 @@ def stepped(model: Model, data: Splits | Stream, bits: int) -> Model:
         raise ValueError(f"activation_bits: expected a model of relu and Splits, got {found}")
     rows = data.train.x[picked(len(data.train.x))]
     params, before = [], np.ones(model.params[0].bias.shape[:-1], np.float32)
-    steps = forward(model.network, model.params, model.prepared(rows))
-    for (weight, bias), step in zip(model.params, [*steps[1:], None], strict=True):
-        most = np.ones_like(before) if step is None else ranges.least_error(bits)(step.f)[1] / activations.TOP
+    values = forward(model.network, model.params, model.prepared(rows))
+    for (weight, bias), step in zip(model.params, [*values[1:], None], strict=True):
+        most = np.ones_like(before) if step is None else calibration.of_activations(step.f, bits, range_of)[1]
+        most = most / (1 if step is None else activations.TOP)
         after = np.where(most > 0, np.broadcast_to(most, before.shape), 1).astype(np.float32)
         params.append(Layer(weight * (before / after)[..., None, None], bias / after[..., None]))
         before = after
     return replace(model, network=network, params=tuple(params), quantized=None, bits=None, state=None)
-
-
-def _round(quantizers: tuple[Quantizer, ...], params: Params) -> Params:
-    """ŵ in place of w."""
-    return tuple(
-        Layer(qarray.fake_quantize(layer.weight, q), layer.bias) for q, layer in zip(quantizers, params, strict=True)
-    )
-
-
-def _pass_straight(quantizers: tuple[Quantizer, ...], params: Params, grads: Params) -> Params:
-    """The gradient by w from that by ŵ."""
-    return tuple(
-        Layer(qarray.straight_through(layer.weight, q, grad.weight), grad.bias)
-        for q, layer, grad in zip(quantizers, params, grads, strict=True)
-    )
-
-
-ROUNDING = Through(_round, _pass_straight)

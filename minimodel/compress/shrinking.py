@@ -9,7 +9,7 @@ import numpy as np
 from minimodel.model import Model
 from minimodel.network import Layer
 from minimodel.problem import Masks
-from minimodel.qarray import QArray
+from minimodel.qarray import QArray, spread
 from minimodel.summary import live_units, paths
 from minimodel.tree import Array
 
@@ -54,11 +54,18 @@ def _part(weight: Array, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
 
 
 def _integers(q: QArray, rows: np.ndarray, columns: np.ndarray) -> QArray:
-    """The same of integers; a scale may be one for all outputs."""
-    scale, zero_point = (
-        part if part.shape[-1] == 1 else np.ascontiguousarray(part[..., columns]) for part in (q.scale, q.zero_point)
-    )
-    return QArray(_part(q.values, rows, columns), scale, zero_point)
+    """The same of integers. Groups that lose inputs become scales of each input."""
+    whole = spread((q.scale, q.zero_point), len(rows)) if not rows.all() else (q.scale, q.zero_point)
+
+    def part(leaf: np.ndarray) -> np.ndarray:
+        leaf = leaf[..., rows, :] if leaf.shape[-2] == len(rows) > 1 else leaf
+        return np.ascontiguousarray(leaf if leaf.shape[-1] == 1 < len(columns) else leaf[..., columns])
+
+    codebook = q.codebook
+    if codebook is not None and codebook.shape[-1] > 1:
+        codebook = np.ascontiguousarray(codebook[..., columns])
+    scale, zero_point = map(part, whole)
+    return QArray(_part(q.values, rows, columns), scale, zero_point, codebook)
 
 
 def warn_of_collapse(masks: Masks | None) -> None:

@@ -1,8 +1,8 @@
 """The programs of gradient descent: what is compiled, what it is compiled for, and what flows through it."""
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -18,17 +18,34 @@ from minimodel.search.rules import Rule
 from minimodel.tree import Array, Tree, align
 
 
-class Through(NamedTuple):
+class Through(Protocol):
     """A function that the parameters pass before they meet the data, and the way its gradient comes back.
 
     forward(values, params) -> params used; backward(values, params, grads by those used) -> grads by params.
+    ``learned``: those params are more than the network's, which come first.
     """
 
-    forward: Callable[[Tree, Params], Params]
-    backward: Callable[[Tree, Params, Params], Params]
+    @property
+    def learned(self) -> bool: ...
+
+    def forward(self, values: Tree, params: Params) -> Params: ...
+
+    def backward(self, values: Tree, params: Params, grads: Params) -> Params: ...
 
 
-DIRECT = Through(lambda values, params: params, lambda values, params, grads: grads)
+@dataclass(frozen=True)
+class Direct:
+    """Nothing on the way."""
+
+    learned = False
+
+    def forward(self, values: Tree, params: Params) -> Params:
+        """The parameters."""
+        return params
+
+    def backward(self, values: Tree, params: Params, grads: Params) -> Params:
+        """The gradient."""
+        return grads
 
 
 class Static(NamedTuple):

@@ -16,7 +16,7 @@ from minimodel.problem import DivergedError, Masks, Problem, to_backend
 from minimodel.search.log import Log, diverged_at, improving
 from minimodel.search.options import Options, check_options
 from minimodel.search.programs import (
-    DIRECT,
+    Direct,
     Draws,
     State,
     Static,
@@ -56,7 +56,7 @@ def fit(
     masks: Masks | None = None,
     remask: Remask | None = None,
     settled: int = 0,
-    through: Through = DIRECT,
+    through: Through = Direct(),
     values: Tree = None,
     resume: Model | None = None,
     **training: Any,
@@ -121,7 +121,7 @@ class Loop(NamedTuple):
         """For the keys of all purposes, (*population, 3, 2)."""
         members, network, backend = purposes.shape[:-2], problem.network, problem.backend
         rule, size = options.optimizer.rule, options.batch_size
-        packed = rule.elementwise and network.parameters * prod(members) <= backend.packs
+        packed = rule.elementwise and not through.learned and network.parameters * prod(members) <= backend.packs
         static = Static(backend, network, problem.objective, rule, through, size, packed)
         noisy = options.noise.inputs is not None or options.noise.hidden is not None
         uses = (ORDER, NOISE) if noisy else (ORDER,)

@@ -22,9 +22,9 @@ from minimodel import activations, losses, storage
 from minimodel import model as files
 from minimodel.compress.shrinking import shrink
 from minimodel.datasets import Normalization
-from minimodel.model import MAX_PARAMETERS, Model, widest
+from minimodel.model import MAX_PARAMETERS, Model, bits_of_layer
 from minimodel.network import INITIALIZERS, Layer, Network
-from minimodel.qarray import QArray, dequantize, levels
+from minimodel.qarray import QArray, check_bits, dequantize
 
 MAGIC = b"mmc1"
 BIAS_LEVELS = 127
@@ -102,20 +102,39 @@ def encode(model: Model) -> bytes:
 
     ``decode`` gives that model back, to the bit. Raises ValueError for a model that is not quantized symmetrically.
     """
-    if model.population is not None or model.quantized is None or any(q.zero_point.any() for q in model.quantized):
-        raise ValueError("encode: expected one model, quantized with symmetric=True; take .member(i) of a population")
-    small, bits = shrink(model), widest(model.bits) or 0
+    one = model.population is None and model.quantized is not None
+    if not one or any(
+        q.zero_point.any() or q.codebook is not None or q.scale.shape[-2] > 1 for q in model.quantized or ()
+    ):
+        raise ValueError(
+            "encode: expected one model, quantized symmetrically with a scale for each tensor or output; "
+            "take .member(i) of a population"
+        )
+    small = shrink(model)
     head, coder = Writer(), Coder()
     write_head(head, small)
     if small.inputs is not None:
         inputs_of(coder, len(small.inputs), small.inputs)
-    for layer, q in zip(small.params, small.quantized or (), strict=True):
-        kept, biases = q.values != 0, bias_integers(layer.bias)
-        positions(coder, q.values.shape, int(kept.sum()), kept)
-        coder.integers(int(kept.sum()), alphabet(bits), symbols(q.values[kept], bits))
-        coder.integers(len(layer.bias), 2 * BIAS_LEVELS + 1, biases[0] + BIAS_LEVELS)
+    for i, (layer, q) in enumerate(zip(small.params, small.quantized or (), strict=True)):
+        code_layer(coder, q, layer.bias, width_of(q, bits_of_layer(model.bits, i, None)))
     body = head.raw + coder.encoder.get_compressed().astype("<u4").tobytes()
     return MAGIC + struct.pack("<I", zlib.crc32(body)) + body
+
+
+def code_layer(coder: Coder, q: QArray, bias: np.ndarray, width: int) -> None:
+    """Positions, integers and biases."""
+    weights, top = q.values != 0, greatest(width)
+    count = positions(coder, q.values.shape, int(weights.sum()), weights).sum()
+    coder.integers(int(count), 2 * top, symbols(q.values[weights], top))
+    coder.integers(len(bias), 2 * BIAS_LEVELS + 1, bias_integers(bias)[0] + BIAS_LEVELS)
+
+
+def layer_bytes(q: QArray, bias: np.ndarray, bits: int) -> int:
+    """What a layer takes of the file."""
+    head, coder = Writer(), Coder()
+    write_layer_head(head, q, bias, width_of(q, bits))
+    code_layer(coder, q, bias, width_of(q, bits))
+    return len(head.raw) + 4 * len(coder.encoder.get_compressed())
 
 
 def decode(raw: bytes, name: str = "model") -> Model:
@@ -129,15 +148,16 @@ def decode(raw: bytes, name: str = "model") -> Model:
 
 
 def _decode(head: "Reader") -> Model:
-    model, bits, counts, scales, bias_scales, features = read_head(head)
+    model, counts, widths, scales, bias_scales, features = read_head(head)
     words = head.rest()
     coder = Coder(np.frombuffer(words[: len(words) // 4 * 4], "<u4").astype(np.uint32))
     inputs = inputs_of(coder, features, None) if features else None
     layers, integers = [], []
-    for shape, count, scale, unit in zip(model.network.shapes, counts, scales, bias_scales, strict=True):
+    for shape, count, width, scale, unit in zip(model.network.shapes, counts, widths, scales, bias_scales, strict=True):
+        top = greatest(width)
         kept = positions(coder, shape, count, None)
         values = np.zeros(shape, np.int8)
-        values[kept] = integers_of(coder.integers(int(kept.sum()), alphabet(bits), None), bits)
+        values[kept] = integers_of(coder.integers(int(kept.sum()), 2 * top, None), top)
         bias = (coder.integers(shape[1], 2 * BIAS_LEVELS + 1, None) - BIAS_LEVELS).astype(np.float32) * unit
         q = QArray(values, scale, np.zeros(scale.shape, np.int8))
         layers.append(Layer(dequantize(q), bias))
@@ -146,19 +166,25 @@ def _decode(head: "Reader") -> Model:
     return replace(model, params=tuple(layers), quantized=tuple(integers), masks=masks, inputs=inputs)
 
 
-def alphabet(bits: int) -> int:
-    """How many integers there are but 0."""
-    return 2 * (2 ** (bits - 1) - 1)
+def width_of(q: QArray, bits: int) -> int:
+    """2b, and 1 more where −2ᵇ⁻¹ may be among the integers of b bits."""
+    return 2 * bits + int(bits == 1 or q.values.min(initial=0) == -(2 ** (bits - 1)))
 
 
-def symbols(values: np.ndarray, bits: int) -> np.ndarray:
+def greatest(width: int) -> int:
+    """The greatest |q| there may be."""
+    bits, full = divmod(width, 2)
+    return 2 ** (check_bits(bits) - 1) - 1 + full
+
+
+def symbols(values: np.ndarray, top: int) -> np.ndarray:
     """Integers other than 0, from −top to top, as 0 to 2·top − 1."""
-    return values.astype(np.int32) + alphabet(bits) // 2 - (values > 0)
+    return values.astype(np.int32) + top - (values > 0)
 
 
-def integers_of(found: np.ndarray, bits: int) -> np.ndarray:
+def integers_of(found: np.ndarray, top: int) -> np.ndarray:
     """The inverse of ``symbols``."""
-    values = found - alphabet(bits) // 2
+    values = found - top
     return (values + (values >= 0)).astype(np.int8)
 
 
@@ -230,7 +256,7 @@ def write_head(head: Writer, model: Model) -> None:
     network, config = model.network, dict(model.loss.config)
     head.whole(len(network.layer_sizes), *network.layer_sizes, 0 if model.inputs is None else len(model.inputs))
     head.whole(activations.NAMES.index(network.activation), INITIALIZERS.index(network.initializer))
-    head.whole(losses.NAMES.index(model.loss.name), widest(model.bits) or 0)
+    head.whole(losses.NAMES.index(model.loss.name))
     head.floats(list(config.values()))
     head.whole(0 if model.split_seed is None else model.split_seed + 1)
     head.text(b"" if model.classes is None else zlib.compress(json.dumps(model.classes).encode(), 9))
@@ -238,36 +264,43 @@ def write_head(head: Writer, model: Model) -> None:
         head.whole(0 if fitted is None else len(fitted.shift))
         if fitted is not None:
             head.floats(np.concatenate([np.broadcast_to(part, fitted.shift.shape) for part in fitted]))
-    for layer, q in zip(model.params, model.quantized or (), strict=True):
-        head.whole(int(np.count_nonzero(q.values)), q.scale.size)
-        head.floats(q.scale.reshape(-1))
-        head.floats([bias_integers(layer.bias)[1]])
+    for i, (layer, q) in enumerate(zip(model.params, model.quantized or (), strict=True)):
+        write_layer_head(head, q, layer.bias, width_of(q, bits_of_layer(model.bits, i, None)))
 
 
-def read_head(head: Reader) -> tuple[Model, int, list[int], list[np.ndarray], list[np.ndarray], int]:
-    """A model without its layers, and its bits; of each layer the weights that are not 0, scales, scale of biases; and
-    the raw features."""
+def write_layer_head(head: Writer, q: QArray, bias: np.ndarray, width: int) -> None:
+    """How many integers are not 0, of what width, and the scales."""
+    head.whole(int(np.count_nonzero(q.values)), width, q.scale.size)
+    head.floats(q.scale.reshape(-1))
+    head.floats([bias_integers(bias)[1]])
+
+
+def read_head(head: Reader) -> tuple[Model, list[int], list[int], list[np.ndarray], list[np.ndarray], int]:
+    """A model without its layers; of each layer the weights that are not 0, their bits (``width_of``), scales, scale of
+    biases; and the raw features."""
     sizes = tuple(head.whole() for _ in range(head.whole()))
     features = head.whole()
     network = Network(sizes, activations.NAMES[head.whole()], INITIALIZERS[head.whole()])
-    name, bits = losses.NAMES[head.whole()], head.whole()
-    levels(bits, True)
+    name = losses.NAMES[head.whole()]
     if network.parameters > MAX_PARAMETERS or features > MAX_PARAMETERS:
         raise ValueError(f"{network.parameters} parameters; at most {MAX_PARAMETERS} are read")
     loss = losses.get(name, **({"delta": float(head.floats(1)[0])} if name == "huber" else {}))
     seed, names = head.whole(), head.text()
     classes = tuple(json.loads(zlib.decompress(names))) if names else None
     normalization, targets = read_normalization(head), read_normalization(head)
-    counts, scales, units = [], [], []
+    counts, widths, scales, units = [], [], [], []
     for shape in network.shapes:
         counts.append(head.whole())
+        widths.append(head.whole())
         size = head.whole()
         if size not in (1, shape[1]) or counts[-1] > shape[0] * shape[1]:
             raise ValueError("a layer's numbers do not fit its shape")
         scales.append(head.floats(size).reshape(1, size))
         units.append(head.floats(1))
+    each = tuple(check_bits(width // 2) for width in widths)
+    bits = each[0] if len(set(each)) == 1 else each
     model = Model(network, (), loss, normalization, targets, classes, seed - 1 if seed else None, bits=bits)
-    return model, bits, counts, scales, units, features
+    return model, counts, widths, scales, units, features
 
 
 def read_normalization(head: Reader) -> Normalization | None:
