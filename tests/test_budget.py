@@ -1,5 +1,6 @@
 """A budget of bytes: the knapsack against every choice there is, files that fit, what is measured."""
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -113,9 +114,21 @@ def test_budgets_in_a_trade_off(models, data):
         ({"budget_bytes": 900, "granularity": 8}, "budget_bytes: expected Splits, and as coded files"),
         ({"budget_bytes": 900, "budget_sparsities": ()}, "budget_sparsities: expected numbers from 0 to 1"),
         ({"budget_bytes": 900, "budget_sparsities": (1.5,)}, "budget_sparsities: expected numbers from 0 to 1"),
-        ({"budget_bytes": 900, "bits": (4, 4)}, "bits: expected an integer from 1 to 8"),
+        ({"budget_bytes": 900, "bits": (4, 3)}, "bits: with budget_bytes expected one number"),
     ],
 )
 def test_budgets_that_do_not_fit_are_refused(options, message, models, data):
     with pytest.raises(ValueError, match=message):
         mm.quantize(models[None], data, seed=0, epochs=0, **options)
+
+
+def test_members_that_differ_in_their_biases_alone_have_their_own_costs(models, data):
+    one = models[None]
+    other = one.params[0]._replace(bias=one.params[0].bias + np.float32(3))
+    pair = replace(one, params=tuple(mm.Layer(*map(np.stack, zip(*layers, strict=True))) for layers in zip(
+        one.params, (other, *one.params[1:]), strict=True
+    )))  # fmt: skip
+    together = mm.quantize(pair, data, seed=0, budget_bytes=900, epochs=0, granularity="tensor")
+    for i in range(2):
+        alone = mm.quantize(pair.member(i), data, seed=0, budget_bytes=900, epochs=0, granularity="tensor")
+        assert together.member(i).bits == alone.bits

@@ -690,6 +690,11 @@ def test_a_codebook_from_the_command_line(trained, capsys):
     [
         (["--bits", "0"], "--bits: expected different numbers from 1 to 8", 2),
         (["--budget", "none"], "--budget: expected", 2),
+        (["--budget", "900", "--bits", "2"], "--budget chooses the bits", 2),
+        (["--budget-sparsity", "0.5"], "--budget-sparsity goes with it", 2),
+        (["--coded", "--scheme", "codebook"], "--coded, --budget: takes a symmetric --scheme", 2),
+        (["--onnx", "--granularity", "8"], "--onnx: takes a symmetric --scheme", 2),
+        (["--gradual", "9"], "--gradual: expected", 2),
         (["--budget", "20"], "budget_bytes: even the smallest choice takes", 1),
         (["--granularity", "0"], "--granularity: expected channel, tensor or a number", 2),
         (["--scheme", "ternary"], "--scheme", 2),

@@ -11,6 +11,7 @@ import minimodel as mm
 from minimodel import activations, losses, qarray, ranges
 from minimodel.activations import ACTIVATIONS, STEPPED
 from minimodel.compress.calibration import calibrate
+from minimodel.compress.integer import IntegerLayer, rescaled
 from minimodel.model import Model
 
 
@@ -40,6 +41,30 @@ def reference(onnx, oracle):
     """(file, rows) -> outputs by the definitions of the operators."""
     evaluator = oracle("onnx.reference").ReferenceEvaluator
     return lambda raw, x: evaluator(onnx.load_from_string(raw)).run(["outputs"], {"x": x})[0]
+
+
+def test_rescaling_is_that_of_qlinearmatmul(onnx, oracle):
+    """Of sums of products of int8, by the reference evaluator, where the scales are powers of two."""
+    from onnx import helper
+
+    rng = np.random.default_rng(0)
+    q, w = (rng.integers(-128, 128, shape).astype(np.int8) for shape in ((50, 30), (30, 8)))
+    a, s, after, zero = np.float32(2.0**-5), np.exp2(-rng.integers(3, 9, 8)).astype(np.float32), np.float32(0.25), 7
+    names = ("q", "a", "az", "w", "s", "sz", "y", "yz")
+    kinds = (onnx.TensorProto.INT8, onnx.TensorProto.FLOAT)
+    given = (q, a, np.int8(0), w, s, np.zeros(8, np.int8), after, np.int8(zero))
+    inputs = [
+        helper.make_tensor_value_info(name, kinds[value.dtype == np.float32], np.shape(value))
+        for name, value in zip(names, given, strict=True)
+    ]
+    output = helper.make_tensor_value_info("out", kinds[0], (50, 8))
+    graph = helper.make_graph([helper.make_node("QLinearMatMul", names, ["out"])], "one", inputs, [output])
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)])
+    expected = oracle("onnx.reference").ReferenceEvaluator(made).run(None, dict(zip(names, given, strict=True)))[0]
+    ends = [np.full(1, value, np.int32) for value in (zero, -128, 127)]
+    layer = IntegerLayer(w, np.zeros(8, np.int32), a * s / after, *ends, None)
+    np.testing.assert_array_equal(rescaled(q.astype(np.int32) @ w.astype(np.int32), layer), expected)
+    assert len(np.unique(expected)) > 50
 
 
 def random_model(sizes=(4, 6, 5, 3), activation="relu", seed=0, **fields):

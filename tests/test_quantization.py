@@ -49,8 +49,7 @@ def assert_holds_its_integers(model, bits, scheme="symmetric"):
         np.testing.assert_array_equal(layer.weight, difference * scale)
 
 
-@pytest.mark.parametrize("scheme", qarray.SCHEMES)
-@pytest.mark.parametrize("granularity", ["channel", 3])
+@pytest.mark.parametrize(("scheme", "granularity"), list(zip(qarray.SCHEMES, ("channel", 3, 3), strict=True)))
 @pytest.mark.parametrize("bits", [1, 3])
 def test_parameters_are_what_the_integers_stand_for(backend, population, bits, scheme, granularity, models, data):
     how = {"bits": bits, "scheme": scheme, "granularity": granularity, "epochs": 2, "batch_size": 64}
@@ -61,8 +60,7 @@ def test_parameters_are_what_the_integers_stand_for(backend, population, bits, s
     assert all(type(leaf) is np.ndarray for leaf in tree.leaves(found.params, found.quantized))
 
 
-@pytest.mark.parametrize("scheme", qarray.SCHEMES)
-@pytest.mark.parametrize("granularity", ["tensor", 2])
+@pytest.mark.parametrize(("scheme", "granularity"), list(zip(qarray.SCHEMES, ("tensor", 2, 2), strict=True)))
 @pytest.mark.parametrize("bits", [1, 4])
 def test_what_a_mask_removed_stays_exactly_zero(backend, population, bits, scheme, granularity, models, data):
     model = pruned(models[population], data)
@@ -461,7 +459,7 @@ def test_what_has_no_one_symmetric_scale_is_neither_computed_in_integers_nor_cod
     found = mm.quantize(models[None], data, seed=0, bits=3, epochs=0, **how)
     with pytest.raises(ValueError, match="integer-only inference takes symmetric weights with a scale for each"):
         mm.to_integers(found, data)
-    with pytest.raises(ValueError, match="encode: expected one model, quantized symmetrically"):
+    with pytest.raises(ValueError, match="encode: a coded file takes integers of"):
         mm.coded.encode(found)
 
 
@@ -524,3 +522,65 @@ def test_the_range_of_activations_is_chosen(models, data):
     )
     ratio = found.params[0].bias / whole.params[0].bias
     np.testing.assert_allclose(ratio, 2, rtol=1e-5)
+
+
+# Options together
+
+
+def test_learned_centres_that_cross_are_saved_as_they_were_used(models, data):
+    """The nearest centre is the nearest, in whatever order the centres are."""
+    for rate in (0.05, 0.08):
+        found = mm.quantize(
+            models[None], data, seed=3, bits=3, scheme="codebook", learn_levels=True, epochs=12, batch_size=16,
+            optimizer=optimizers.momentum(rate),
+        )  # fmt: skip
+        again = mm.model.loads(found.dumps())
+        assert found.evaluate(data.validation).loss == pytest.approx(found.history["validation_loss"].min(), rel=1e-5)
+        assert again.evaluate(data.validation).loss == found.evaluate(data.validation).loss
+
+
+@pytest.mark.parametrize("last", [{}, {"rounding": "gptq"}, {"rounding": "adaround"}, {"correct_bias": True}])
+def test_the_stages_before_leave_the_weights_as_they_were(last, models, data):
+    """Without training a stage of one bit changes nothing of what comes after."""
+    options = {"seed": 0, "bits": 8, "epochs": 0, **last}
+    found, direct = mm.quantize(models[None], data, gradual=(1,), **options), mm.quantize(models[None], data, **options)
+    for one, other in zip(found.quantized, direct.quantized, strict=True):
+        np.testing.assert_array_equal(one.values, other.values)
+
+
+def test_fewer_bits_step_by_step(models, data):
+    """The stages train, on weights and activations, and one bit begins where two were."""
+    options = {"seed": 0, "activation_bits": 2, "epochs": 8, "optimizer": optimizers.adam(0.01), "batch_size": 16}
+    found = mm.quantize(models[3], data, bits=1, gradual=(4, 2), learn_levels=True, **options)
+    assert (found.bits, found.network.activation) == (1, "relu_2bit")
+    assert_holds_its_integers(found, 1)
+    direct = mm.quantize(models[3], data, bits=1, learn_levels=True, **options)
+    assert np.mean(found.history["validation_loss"][0]) < np.mean(direct.history["validation_loss"][0])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"budget_sparsities": (0.5,)}, "budget_sparsities: it has no effect here"),
+        ({"activation_range": ranges.min_max}, "activation_range: it has no effect here"),
+        ({"scheme": "codebook", "range_of": ranges.min_max}, "range_of: it has no effect here"),
+        ({"range_of": "min_max"}, "range: expected a function of values and missed"),
+        ({"range_of": ranges.percentile}, "range: expected a function of values and missed"),
+        ({"range_of": lambda values, missed: (np.zeros(3), np.ones(3))}, "range: expected finite least and most"),
+        ({"range_of": lambda values, missed: (values[..., 0, 0] * 0, values[..., 0, 0] * np.nan)}, "range: expected"),
+        ({"gradual": 4}, "gradual: expected numbers of bits"),
+        ({"gradual": (4, 9)}, "gradual: expected an integer from 1 to 8"),
+        ({"gradual": (4,), "activation_bits": "4"}, "activation_bits: expected an integer"),
+        ({"bits": 1, "rounding": "floor"}, "rounding: at 1 bit there is the sign alone"),
+        ({"bits": (4, 1), "rounding": "toward_zero"}, "rounding: at 1 bit there is the sign alone"),
+    ],
+)
+def test_what_has_no_effect_or_no_meaning_is_refused(options, message, models, data):
+    with pytest.raises(ValueError, match=message):
+        mm.quantize(models[None], data, seed=0, epochs=0, **options)
+
+
+def test_parameters_that_are_not_finite_are_refused(models, data):
+    broken = replace(models[None], params=tree.map(lambda leaf: leaf * np.nan, models[None].params))
+    with pytest.raises(ValueError, match="model: NaN or infinity among the parameters"):
+        mm.quantize(broken, data, seed=0, epochs=0)

@@ -1,6 +1,7 @@
 """``minimodel prune`` and ``minimodel quantize``: what a smaller model costs in error."""
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from minimodel.terminal import environment, progress_bars, show_trade_off, to_js
 from minimodel.trade_offs import point, trade_off
 
 PART = click.FloatRange(0, 1)
+EXTRAS = {"constriction": "coded", "onnx": "onnx"}
 COMMON = (
     click.option("--seeds", type=click.IntRange(1), help="Networks of each kind; by default as many as MODEL holds."),
     click.option("--teach", type=PART, help="Weight of MODEL's own outputs as targets."),
@@ -72,17 +74,19 @@ def prune(model_path: Path, data: str, sparsity: str, **options: Any) -> None:
 @click.command()
 @MODEL
 @click.argument("data")
-@click.option("--bits", default="8,4,3,2", show_default=True, help="Of a weight, one or several numbers from 1 to 8.")
-@click.option("--budget", help="Bytes of a coded file, one or several: bits and sparsity are chosen layer by layer.")
-@click.option("--budget-sparsity", default="0,0.5,0.8,0.9,0.95,0.98", show_default=True, help="To choose from.")
+@click.option("--bits", help="Of a weight, one or several numbers from 1 to 8.  [default: 8,4,3,2]")
+@click.option("--budget", help="Bytes of a coded file, one or several: bits and sparsity are chosen for each layer.")
+@click.option("--budget-sparsity", help="What there is to choose from.  [default: 0,0.5,0.8,0.9,0.95,0.98]")
 @click.option("--activation-bits", type=click.IntRange(1, 8), help="Of an activation; relu becomes relu of few bits.")
 @click.option("--scheme", type=click.Choice(SCHEMES), default="symmetric", show_default=True, help="The levels.")
 @click.option("--granularity", default="channel", show_default=True, help="channel, tensor, or inputs to a scale.")
-@click.option("--range", "range_name", type=click.Choice(list(RANGES)), default="least_error", show_default=True)
+@click.option("--range", "range_name", type=click.Choice(list(RANGES)), help="What the integers reach.")
 @click.option(
     "--rounding", type=click.Choice(ROUNDINGS), default="half_even", show_default=True, help="To the integer."
 )
 @click.option("--power-of-two", is_flag=True, help="Scales are powers of two.")
+@click.option("--gradual", default="", help="Bits to train with before, one number after the other.")
+@click.option("--correct-bias", is_flag=True, help="Biases take up the mean that rounding moved.")
 @click.option("--learn-levels", is_flag=True, help="Train the scales, or the centres of a codebook, as well.")
 @click.option("--coded", "as_coded", is_flag=True, help="Save entropy-coded files; needs constriction.")
 @click.option("--onnx", is_flag=True, help="Save an integer-only ONNX file beside each model; needs onnx.")
@@ -90,11 +94,12 @@ def prune(model_path: Path, data: str, sparsity: str, **options: Any) -> None:
 def quantize(
     model_path: Path,
     data: str,
-    bits: str,
+    bits: str | None,
     budget: str | None,
-    budget_sparsity: str,
+    budget_sparsity: str | None,
     granularity: str,
-    range_name: str,
+    range_name: str | None,
+    gradual: str,
     as_coded: bool,
     onnx: bool,
     **options: Any,
@@ -102,14 +107,27 @@ def quantize(
     """Quantize MODEL to one or several numbers of bits and retrain it on DATA; report each on the test part.
 
     DATA is what MODEL was trained on. All numbers of bits and seeds are one program. The networks are saved shrunk, a
-    file for each, to DIR with a record and a log of the run.
+    file for each, to DIR with a record and a log of the run; with --budget or --coded as .mmc. Coded and ONNX files
+    take a symmetric scheme and a scale for each channel or tensor.
     """
-    levels = {"bits": _numbers("--bits", bits, int, 1, 8)}
-    if budget is not None:
+    if budget is None:
+        levels = {"bits": _numbers("--bits", bits or "8,4,3,2", int, 1, 8)}
+    else:
         levels = {"budgets": _numbers("--budget", budget, int, 1, 2**31)}
-        options["budget_sparsities"] = _numbers("--budget-sparsity", budget_sparsity, float, 0, 1)
-    options |= {"granularity": _granularity(granularity), "range_of": RANGES[range_name]}
-    _compress("quantize", model_path, data, levels, as_coded=as_coded or budget is not None, onnx=onnx, **options)
+        parts = budget_sparsity or "0,0.5,0.8,0.9,0.95,0.98"
+        options["budget_sparsities"] = _numbers("--budget-sparsity", parts, float, 0, 1)
+        as_coded = True
+    if (bits if budget else budget_sparsity) is not None:
+        raise click.UsageError("--budget chooses the bits, and --budget-sparsity goes with it; leave one of them out")
+    if gradual:
+        options["gradual"] = _numbers("--gradual", gradual, int, 1, 8)
+    for wanted, option, module in ((as_coded, "--coded, --budget", "constriction"), (onnx, "--onnx", "onnx")):
+        if wanted and not find_spec(module):
+            raise click.UsageError(f"{option}: needs {module}: pip install 'minimodel[{EXTRAS[module]}]'")
+        if wanted and (options["scheme"] in ("asymmetric", "codebook") or granularity not in ("channel", "tensor")):
+            raise click.UsageError(f"{option}: takes a symmetric --scheme and --granularity channel or tensor")
+    options |= {"granularity": _granularity(granularity), "range_of": range_name and RANGES[range_name]}
+    _compress("quantize", model_path, data, levels, as_coded=as_coded, onnx=onnx, **options)
 
 
 def _compress(
@@ -184,7 +202,7 @@ def _compress(
         points[at] = found._replace(bytes=np.array([Path(files[key]).stat().st_size for key in own]))
     before = point(dense, splits)
     settings = {"seeds": seeds, "teach": teach, "temperature": temperature, "epochs": epochs, "task": task, **options}
-    if "range_of" in settings:
+    if settings.get("range_of"):
         settings["range_of"] = next(key for key, value in RANGES.items() if value is settings["range_of"])
     record = {
         "model": str(model_path),

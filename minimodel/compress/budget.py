@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minimodel import qarray
+from minimodel import qarray, tree
 from minimodel.compress import calibration, coded
 from minimodel.compress.samples import picked
 from minimodel.datasets import Splits
@@ -26,6 +26,7 @@ from minimodel.streams import Stream
 Calibrate = Callable[[np.ndarray, int], Any]
 WHOLE = ("tensor", "channel")
 TRIALS = 8  # to train within the budget
+MOST = 1e30  # what a loss that is not finite counts as
 
 
 class Choice(NamedTuple):
@@ -50,10 +51,13 @@ def within(
     """The model quantized with what ``budget`` chose, and again with less room while a member's file is too large."""
     if not isinstance(data, Splits) or how["scheme"] in ("asymmetric", "codebook") or how["granularity"] not in WHOLE:
         raise ValueError(
-            "budget_bytes: expected Splits, and as coded files have a symmetric scheme, scales of tensors or channels"
+            "budget_bytes: expected Splits, and as coded files have a symmetric scheme, scales of tensors or channels; "
+            f"got {type(data).__name__}, {how['scheme']}, {how['granularity']}"
         )
-    qarray.check_bits(most_bits)
-    if not len(sparsities) or not all(0 <= sparsity <= 1 for sparsity in sparsities):
+    if np.iterable(most_bits):
+        raise ValueError(f"bits: with budget_bytes expected one number, the most for a layer, got {most_bits!r}")
+    parts = np.asarray(sparsities)
+    if parts.dtype.kind not in "iuf" or parts.ndim != 1 or not parts.size or not ((parts >= 0) & (parts <= 1)).all():
         raise ValueError(f"budget_sparsities: expected numbers from 0 to 1, got {sparsities!r}")
     members = networks(model)
     budgets = np.broadcast_to(
@@ -62,10 +66,10 @@ def within(
     calibrate = partial(calibration.calibrate, **how)
     options, known = [], dict[bytes, list[list[Choice]]]()  # members may be copies
     for member in members:
-        weights = b"".join(layer.weight.tobytes() for layer in member.params)
-        if weights not in known:
-            known[weights] = choices(member, data, most_bits, sparsities, calibrate)
-        options.append(known[weights])
+        key = b"".join(leaf.tobytes() for leaf in tree.leaves(member.params))
+        if key not in known:
+            known[key] = choices(member, data, most_bits, sparsities, calibrate)
+        options.append(known[key])
     rest = np.zeros(len(members))  # of each file, what is not of a layer, or came with the training
     for trial in range(TRIALS):
         picks = [cheapest(*each) for each in zip(options, budgets - rest, strict=True)]
@@ -120,7 +124,8 @@ def choices(
         for mask, bits in product(masks, range(1, most_bits + 1)):
             q = integers(weight, mask, bits, calibrate)
             used = [*model.params[:i], Layer(qarray.dequantize(q), bias), *model.params[i + 1 :]]
-            found[i].append(Choice(mask, bits, coded.layer_bytes(q, bias, bits), loss(used) - base))
+            rise = np.nan_to_num(loss(used) - base, nan=MOST, posinf=MOST)
+            found[i].append(Choice(mask, bits, coded.layer_bytes(q, bias, bits), min(rise, MOST)))
     return found
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from minimodel import qarray
-from minimodel.compress.ranges import Range, least_error
+from minimodel.compress.ranges import Range, checked, least_error
 from minimodel.qarray import Quantizer
 
 Granularity = str | int
@@ -35,7 +35,7 @@ def calibrate(
             count = np.maximum(np.count_nonzero(values, axis=(-2, -1)), 1)
             mean = np.abs(values).sum(axis=(-2, -1), dtype=np.float64) / count
             return -mean, mean
-        return range_of(values, partial(missed, values, bits, scheme, power_of_two))
+        return checked(range_of, values, partial(missed, values, bits, scheme, power_of_two))
 
     if granularity == "tensor":
         least, most = (end[..., None, None] for end in ends(w))
@@ -47,7 +47,7 @@ def calibrate(
 
 def of_activations(values: np.ndarray, bits: int, range_of: Range) -> tuple[np.ndarray, np.ndarray]:
     """Least and most of activations (*population, rows, units) that asymmetric integers are to stand for."""
-    return range_of(values, partial(missed, values, bits, "asymmetric", False))
+    return checked(range_of, values, partial(missed, values, bits, "asymmetric", False))
 
 
 def missed(

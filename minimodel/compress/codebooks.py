@@ -67,33 +67,32 @@ def at(codebook: Codebook, change: Array) -> Codebook:
     return codebook._replace(centres=codebook.centres + change)
 
 
-def places(w: Array, codebook: Codebook) -> Array:
-    """Which centre is the nearest, the lower one of two: as floats."""
-    xp, middles = namespace(w), middles_of(codebook.centres)
-    found = xp.zeros_like(w)
-    for k in range(middles.shape[-2]):
-        found += xp.astype(w > middles[..., k : k + 1, :], w.dtype)
-    return found
+def nearest(w: Array, codebook: Codebook) -> tuple[Array, Array]:
+    """Which centre is the nearest, the earlier one of two, as floats; and that centre.
 
-
-def middles_of(centres: Array) -> Array:
-    """Half of the way from each centre to the next."""
-    return centres[..., :-1, :] * 0.5 + centres[..., 1:, :] * 0.5
+    Centres that are learned may leave their order.
+    """
+    xp = namespace(w)
+    value = xp.broadcast_to(codebook.centres[..., :1, :], w.shape)
+    place, least = xp.zeros_like(w), xp.abs(w - value)
+    for k in range(1, codebook.centres.shape[-2]):
+        centre = codebook.centres[..., k : k + 1, :]
+        away = xp.abs(w - centre)
+        closer = away < least
+        place = xp.where(closer, xp.full_like(w, k), place)
+        value, least = xp.where(closer, centre, value), xp.minimum(away, least)
+    return place, value
 
 
 def fake_quantize(w: Array, codebook: Codebook, rounding: str = "half_even", u: Array | None = None) -> Array:
-    """ŵ: the nearest centre, the lower one of two."""
-    xp, middles = namespace(w), middles_of(codebook.centres)
-    found = xp.broadcast_to(codebook.centres[..., :1, :], w.shape)
-    for k in range(middles.shape[-2]):
-        found = xp.where(w > middles[..., k : k + 1, :], codebook.centres[..., k + 1 : k + 2, :], found)
-    return found
+    """ŵ: the nearest centre."""
+    return nearest(w, codebook)[1]
 
 
 def quantize(w: Array, codebook: Codebook, rounding: str = "half_even", u: Array | None = None) -> QArray:
     """w as the numbers of its centres."""
     xp, zero = namespace(w), codebook.zero_point
-    values = xp.astype(places(w, codebook) + zero, xp.int8)
+    values = xp.astype(nearest(w, codebook)[0] + zero, xp.int8)
     return QArray(values, xp.ones_like(zero), xp.astype(zero, xp.int8), codebook.centres)
 
 
@@ -106,7 +105,7 @@ def straight_through(
 
 def level_gradient(w: Array, codebook: Codebook, change: Array, gradient: Array) -> Array:
     """∂J/∂centre: the sum of ∂J/∂ŵ over the weights that are nearest to it."""
-    xp, mine = namespace(w), places(w, at(codebook, change))
+    xp, mine = namespace(w), nearest(w, at(codebook, change))[0]
     sums = [xp.sum(gradient * xp.astype(mine == k, w.dtype), axis=-2) for k in range(codebook.centres.shape[-2])]
     found = xp.stack(sums, axis=-2)
     return xp.sum(found, axis=-1, keepdims=True) if codebook.centres.shape[-1] == 1 else found

@@ -30,6 +30,7 @@ MAGIC = b"mmc1"
 BIAS_LEVELS = 127
 COLUMN, ROW = 4.0, 2.0  # rows' and columns' worth of belief in the whole layer's density before anything was seen
 BEFORE = 8  # rows that a row's density is foretold from
+MOST_TEXT = 2**20  # bytes of the names of classes
 BLOCK = 64  # integers coded by the same counts
 RARE = 2.0**-12  # no likelihood is below it
 
@@ -100,15 +101,15 @@ def inputs_of(coder: Coder, features: int, found: np.ndarray | None) -> np.ndarr
 def encode(model: Model) -> bytes:
     """The bytes of the file: of the model shrunk, its biases rounded to 8 bits of the largest of their layer.
 
-    ``decode`` gives that model back, to the bit. Raises ValueError for a model that is not quantized symmetrically.
+    ``decode`` gives the same integers, scales and outputs back. Raises ValueError for a model that is not quantized
+    symmetrically.
     """
-    one = model.population is None and model.quantized is not None
-    if not one or any(
-        q.zero_point.any() or q.codebook is not None or q.scale.shape[-2] > 1 for q in model.quantized or ()
-    ):
+    if model.population is not None or model.quantized is None:
+        raise ValueError("encode: expected one quantized network; quantize it, and take .member(i) of a population")
+    if any(q.zero_point.any() or q.codebook is not None or q.scale.shape[-2] > 1 for q in model.quantized):
         raise ValueError(
-            "encode: expected one model, quantized symmetrically with a scale for each tensor or output; "
-            "take .member(i) of a population"
+            'encode: a coded file takes integers of scheme="symmetric" or "symmetric_full", granularity="tensor" or '
+            '"channel"; quantize the model of floats so'
         )
     small = shrink(model)
     head, coder = Writer(), Coder()
@@ -142,8 +143,14 @@ def decode(raw: bytes, name: str = "model") -> Model:
     if raw[:4] != MAGIC or len(raw) < 8 or zlib.crc32(raw[8:]) != struct.unpack("<I", raw[4:8])[0]:
         raise ValueError(f"{name}: not a coded model, or damaged: its CRC-32 does not match; copy or encode it again")
     try:
-        return _decode(Reader(raw[8:]))
-    except (ValueError, KeyError, IndexError, AssertionError, struct.error) as error:
+        with np.errstate(over="ignore", invalid="ignore"):
+            found = _decode(Reader(raw[8:]))
+            files.loads(found.dumps())  # what a model file refuses is refused here as well
+        return found
+    except (
+        ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, AssertionError, RecursionError,
+        struct.error, zlib.error,
+    ) as error:  # fmt: skip
         raise ValueError(f"{name}: not a valid coded model: {error}") from error
 
 
@@ -286,7 +293,7 @@ def read_head(head: Reader) -> tuple[Model, list[int], list[int], list[np.ndarra
         raise ValueError(f"{network.parameters} parameters; at most {MAX_PARAMETERS} are read")
     loss = losses.get(name, **({"delta": float(head.floats(1)[0])} if name == "huber" else {}))
     seed, names = head.whole(), head.text()
-    classes = tuple(json.loads(zlib.decompress(names))) if names else None
+    classes = tuple(json.loads(inflated(names))) if names else None
     normalization, targets = read_normalization(head), read_normalization(head)
     counts, widths, scales, units = [], [], [], []
     for shape in network.shapes:
@@ -301,6 +308,15 @@ def read_head(head: Reader) -> tuple[Model, list[int], list[int], list[np.ndarra
     bits = each[0] if len(set(each)) == 1 else each
     model = Model(network, (), loss, normalization, targets, classes, seed - 1 if seed else None, bits=bits)
     return model, counts, widths, scales, units, features
+
+
+def inflated(raw: bytes) -> bytes:
+    """At most ``MOST_TEXT`` bytes: a file cannot ask for more memory than that."""
+    inflater = zlib.decompressobj()
+    found = inflater.decompress(raw, MOST_TEXT)
+    if not inflater.eof:
+        raise ValueError("names of classes do not end")
+    return found
 
 
 def read_normalization(head: Reader) -> Normalization | None:

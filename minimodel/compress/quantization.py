@@ -18,7 +18,7 @@ from minimodel.datasets import Splits
 from minimodel.gradients import forward
 from minimodel.model import Model, bits_of_layer
 from minimodel.network import Layer, Network, Params
-from minimodel.problem import Masks, prepare, run_keys, to_backend
+from minimodel.problem import Masks, check_params, prepare, run_keys, to_backend
 from minimodel.search import optimizers, schedules
 from minimodel.search.options import Training, check_training
 from minimodel.search.training import finished, fit
@@ -28,6 +28,7 @@ from minimodel.teacher import Teacher
 SCHEMES = (*qarray.SCHEMES, "codebook")
 FITTED = {"gptq": gptq.rounded, "adaround": adaround.rounded}
 ROUNDINGS = (*qarray.ROUNDINGS, *FITTED)
+DIRECTED = ("floor", "ceil", "toward_zero")
 DRAWS = 3  # what the run's key is folded with for stochastic rounding, where ``training`` has 0 to 2
 
 
@@ -39,16 +40,16 @@ def quantize(
     bits: int | Sequence[Any] = 8,
     scheme: str = "symmetric",
     granularity: str | int = "channel",
-    range_of: Range = ranges.least_error,
+    range_of: Range | None = None,
     power_of_two: bool = False,
     rounding: str = "half_even",
     correct_bias: bool = False,
     learn_levels: bool = False,
-    gradual: Sequence[int] = (),
+    gradual: Any = (),
     activation_bits: int | None = None,
-    activation_range: Range = ranges.least_error,
+    activation_range: Range | None = None,
     budget_bytes: Any = None,
-    budget_sparsities: Sequence[float] = (0.0,),
+    budget_sparsities: Sequence[float] | None = None,
     backend: str | Backend = "numpy",
     sample_weight: Any = None,
     class_weight: Any = None,
@@ -65,19 +66,23 @@ def quantize(
                   "symmetric_full": from −2ᵇ⁻¹; "asymmetric": z is the integer that stands for 0; "codebook": 2ᵇ centres
                   of k-means, anywhere
     granularity   what shares a scale: "tensor", "channel" (an output), or so many inputs of each output
-    range_of      what the integers reach: ``ranges.least_error``, min_max, percentile(…), moving_average(…)
+    range_of      what the integers reach, by default ``ranges.least_error``; min_max, percentile(…), moving_average(…)
     power_of_two  round scales up to powers of two
     rounding      "half_even", "half_away", "floor", "ceil", "toward_zero", "stochastic" (drawn once for each weight);
                   or once, before any retraining, "gptq" (the weights to come make up for those that were rounded) or
-                  "adaround" (each goes up or down as the layer's outputs want it), which both correct the biases
+                  "adaround" (each goes up or down as the layer's outputs want it), which both correct the biases. At
+                  1 bit what counts is the side of 0, so it takes no "floor", "ceil" or "toward_zero"
     correct_bias  the biases take up the mean that rounding moved, on training rows
     learn_levels  train the scales, or a codebook's centres, as well: learned step size quantization
-    gradual       train with these numbers of bits first, of weights and, with ``activation_bits``, of activations, one
-                  after the other and for as many epochs each; the weights go on as they were before rounding
+    gradual       a sequence: train with these numbers of bits first, of weights and, with ``activation_bits``, of
+                  activations, one after the other and for as many epochs each; the weights go on as they were before
+                  rounding, which is to even until the last stage
     activation_bits   turn relu into relu of 1 to 8 bits as well: the ``activation_range`` of each layer, on training
-                  rows, becomes [0, 4], and the weights on either side take up the scale
+                  rows, becomes [0, 4], and the weights on either side take up the scale; the range is by default
+                  ``ranges.least_error``
     budget_bytes  the coded file is to be no larger: choose for each layer the bits, ``bits`` at most, and what to
-                  prune, of ``budget_sparsities``, that cost least on training rows; one number, or one for each member
+                  prune, of ``budget_sparsities``, that cost least on training rows; one number, or one for each member.
+                  Trained anew with less room, up to 7 times, while a file is too large
     teacher       learn from a model's outputs as well as from the targets
     training      through the rounding, as in ``gradient_descent``, by default 5 epochs of ``adam(cosine(1e-4))``;
                   epochs=0 only rounds
@@ -86,24 +91,40 @@ def quantize(
     that does not fit.
     """
     check_training(training)
+    check_params(model.network, model.params, model.population, "model")
     backend, widths = load(backend), check_bits(bits, model)
-    way = check_rounding(scheme, rounding, learn_levels, power_of_two)
+    way = check_rounding(scheme, rounding, learn_levels, power_of_two, widths)
+    for name, value, needed in (
+        ("budget_sparsities", budget_sparsities, budget_bytes is not None),
+        ("activation_range", activation_range, activation_bits is not None),
+        ("range_of", range_of, not way.codebook),
+    ):
+        if value is not None and not needed:
+            raise ValueError(f"{name}: it has no effect here; leave it out, got {value!r}")
+    if isinstance(gradual, str) or not np.iterable(gradual):
+        raise ValueError(f"gradual: expected numbers of bits, one after the other, got {gradual!r}")
+    range_of, activation_range = range_of or ranges.least_error, activation_range or ranges.least_error
     weights: dict[str, Any] = {"sample_weight": sample_weight, "class_weight": class_weight}
     how: dict[str, Any] = {
         "scheme": scheme, "granularity": granularity, "range_of": range_of, "power_of_two": power_of_two
     }  # fmt: skip
     further: dict[str, Any] = {"rounding": rounding, "correct_bias": correct_bias, "learn_levels": learn_levels}
+    own = {name: value for name, value in how.items() if name != "range_of" or not way.codebook}
     again: Callable[..., Model] = partial(
-        quantize, data=data, seed=seed, backend=backend, teacher=teacher, **weights, **how, **further
+        quantize, data=data, seed=seed, backend=backend, teacher=teacher, **weights, **own, **further
     )
-    for width in gradual:
-        fewest = activation_bits and max(activation_bits, width)
-        model = again(model, bits=width, activation_bits=fewest, activation_range=activation_range, **training)
+    for width in [qarray.check_bits(width, 1, "gradual") for width in gradual]:
+        stage: dict[str, Any] = {"bits": width, "rounding": "half_even", "correct_bias": False}
+        if activation_bits is not None:
+            least = qarray.check_bits(activation_bits, 1, "activation_bits")
+            stage |= {"activation_bits": max(least, width), "activation_range": activation_range}
+        model = again(model, **stage, **training)
         model = replace(model, params=model.state.best[: len(model.params)], quantized=None, bits=None)
     if activation_bits is not None:
         model = stepped(model, data, activation_bits, activation_range)
     if budget_bytes is not None:
-        return budget.within(model, data, budget_bytes, bits, budget_sparsities, again, how, **training)
+        parts = (0.0,) if budget_sparsities is None else budget_sparsities
+        return budget.within(model, data, budget_bytes, bits, parts, again, how, **training)
     problem = prepare(model.network, data, model.loss, backend, fitted=model, teacher=teacher, **weights)
     training.setdefault("epochs", 5)
     training["optimizer"] = training.get("optimizer") or optimizers.adam(schedules.cosine(1e-4))
@@ -144,7 +165,7 @@ def check_bits(bits: Any, model: Model) -> Any:
         found = tuple(map(qarray.check_bits, bits))
         if len(found) != len(model.params):
             raise ValueError(f"bits: expected an integer or {len(model.params)}, one for each layer, got {len(found)}")
-        return found
+        return found[0] if len(set(found)) == 1 else found
 
     if model.population is None or isinstance(bits, str) or not np.iterable(bits):
         return of_network(bits)
@@ -154,16 +175,23 @@ def check_bits(bits: Any, model: Model) -> Any:
     return each
 
 
-def check_rounding(scheme: str, rounding: str, learned: bool, power_of_two: bool) -> Rounding:
+def check_rounding(scheme: str, rounding: str, learned: bool, power_of_two: bool, widths: Any) -> Rounding:
     """How weights pass through what these names stand for."""
     for name, value, allowed in (("scheme", scheme, SCHEMES), ("rounding", rounding, ROUNDINGS)):
         if value not in allowed:
             raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
     if scheme == "codebook" and (rounding != "half_even" or power_of_two):
         raise ValueError("scheme: a codebook has its own nearest centre; leave out rounding and power_of_two")
+    if fewest(widths) == 1 and scheme in ("symmetric", "symmetric_full") and rounding in DIRECTED:
+        raise ValueError(f"rounding: at 1 bit there is the sign alone, which takes no {rounding!r}; leave it out")
     if learned and (power_of_two or rounding not in ("half_even", *FITTED)):
         raise ValueError("learn_levels: learned scales are no powers of two, and are learned with half_even only")
     return Rounding(scheme == "codebook", "half_even" if rounding in FITTED else rounding, learned)
+
+
+def fewest(widths: Any) -> int:
+    """The least number of bits there is."""
+    return min(map(fewest, widths)) if isinstance(widths, tuple) else widths
 
 
 def levels_of(model: Model, widths: Any, way: Rounding, keys: np.ndarray, **how: Any) -> Levels:
@@ -172,7 +200,7 @@ def levels_of(model: Model, widths: Any, way: Rounding, keys: np.ndarray, **how:
     found = [
         calibrated(layer.weight, bits, way.codebook, **how) for layer, bits in zip(model.params, each, strict=True)
     ]
-    lacking = way.codebook or any(1 in (bits if isinstance(bits, tuple) else (bits,)) for bits in each)
+    lacking = way.codebook or fewest(widths) == 1
     draws = None
     if way.name == "stochastic":
         own = random.fold_in(keys, DRAWS)

@@ -17,6 +17,20 @@ Range = Callable[[np.ndarray, Missed], Ends]
 BATCHES, TRIES = 16, 48
 
 
+def checked(range_of: Range, values: np.ndarray, missed: Missed) -> Ends:
+    """Least and most, if the range is one."""
+    name = getattr(range_of, "__name__", repr(range_of))
+    try:
+        least, most = (np.asarray(end, np.float32) for end in range_of(values, missed))
+    except TypeError as error:
+        text = "expected a function of values and missed, as mm.ranges.min_max or mm.ranges.percentile(0.999)"
+        raise ValueError(f"range: {text}, got {name}: {error}") from error
+    shape = values.shape[:-2]
+    if least.shape != shape or most.shape != shape or not (np.isfinite(least) & np.isfinite(most)).all():
+        raise ValueError(f"range: expected finite least and most {shape} of {name}, got {least.shape} and {most.shape}")
+    return least, most
+
+
 def min_max(values: np.ndarray, missed: Missed) -> Ends:
     """All that was seen."""
     return with_zero(values.min(axis=(-2, -1)), values.max(axis=(-2, -1)))

@@ -85,7 +85,7 @@ class Rounding:
             gradient = grad.weight if mask is None else grad.weight * mask
             each = layer.weight.shape[-2] * layer.weight.shape[-1] / (t.shape[-2] * t.shape[-1])
             slope = self.kind.level_gradient(layer.weight, quantizer, t, gradient)
-            found.append(Layer(empty, slope * each**-0.5))  # as large as that of a weight, as in LSQ
+            found.append(Layer(empty, slope * each**-0.5))  # as large as that of a weight
         return tuple(found)
 
     def integers(self, levels: Levels, params: Params) -> tuple[QArray, ...]:
