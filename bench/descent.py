@@ -39,6 +39,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", help="only cases of this name, as small-numpy-16, or large-*")
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument(
+        "--compiled", action="store_true", help="PyTorch by torch.compile as well; needs a C++ compiler"
+    )
     options = parser.parse_args()
     pin(options.threads)
     results = {}
@@ -46,7 +49,9 @@ def main() -> None:
         name = f"{size}-{backend}-{members}"
         if options.only and not fnmatch(name, options.only):
             continue
-        results[name] = compare(size, backend, members, rows, epochs, options.repeats, options.threads)
+        results[name] = compare(
+            size, backend, members, rows, epochs, options.repeats, options.threads, options.compiled
+        )
         show(name, results[name])
     report({"threads": options.threads, "results": results}, options.out)
 
@@ -59,7 +64,7 @@ def pin(threads: int) -> None:
 
 
 def compare(
-    size: str, backend: str, members: int, rows: int, epochs: int, repeats: int, threads: int
+    size: str, backend: str, members: int, rows: int, epochs: int, repeats: int, threads: int, compiled: bool = False
 ) -> dict[str, Any]:
     """Microseconds a step and network of every case, how many times ours that is, and the final training losses."""
     sizes, batch = SIZES[size]
@@ -69,14 +74,16 @@ def compare(
     if backend == "numpy":
         cases["matrix products"] = partial(floor, sizes, batch, rows * epochs // batch * members)
         cases |= {"scikit-learn": partial(sklearn, data, sizes, batch, epochs)} if installed("sklearn") else {}
-        cases |= {"PyTorch": partial(torch, data, sizes, batch, epochs, threads)} if installed("torch") else {}
+        peers = {"PyTorch": False} | ({"PyTorch compiled": True} if compiled else {})
+        for name in peers if installed("torch") else ():
+            cases[name] = torch(data, sizes, batch, epochs, threads, peers[name])
     elif installed("optax"):
         cases["jax.grad + Optax"] = optax(data, sizes, batch, epochs, members)
     losses = {name: final_loss(case(), data) for name, case in cases.items()}
     seconds = side_by_side(cases, repeats)
     found = {}
     for name, times in seconds.items():
-        trained = 1 if name in ("scikit-learn", "PyTorch") else members
+        trained = 1 if name.startswith(("scikit-learn", "PyTorch")) else members
         unit = 1e6 / (rows // batch * epochs * trained)
         found[name] = {part: times[part] * unit for part in ("min", "median", "max")}
         found[name] |= {"ratio": times["ratio"] * members / trained, "loss": losses[name]}
@@ -125,44 +132,64 @@ def sklearn(data: mm.Splits, sizes: tuple[int, ...], batch: int, epochs: int) ->
     return [leaf for pair in zip(peer.coefs_, peer.intercepts_, strict=True) for leaf in pair]
 
 
-def torch(data: mm.Splits, sizes: tuple[int, ...], batch: int, epochs: int, threads: int) -> list[Any]:
-    """An eager loop as everyone writes it."""
+def torch(data: mm.Splits, sizes: tuple[int, ...], batch: int, epochs: int, threads: int, compiled: bool) -> Case:
+    """An eager loop as everyone writes it, or with the network and its loss compiled."""
     import torch
 
     torch.set_num_threads(threads)
-    torch.manual_seed(0)
     x, y = torch.tensor(data.train.x), torch.tensor(data.train.y).long()
     layers = [torch.nn.Linear(a, b) for a, b in pairwise(sizes)]
-    for layer in layers:
-        torch.nn.init.xavier_uniform_(layer.weight)
-        torch.nn.init.zeros_(layer.bias)
     parts = [part for layer in layers for part in (layer, torch.nn.ReLU())][:-1]
-    network, loss = torch.nn.Sequential(*parts), torch.nn.CrossEntropyLoss()
-    optimizer = torch.optim.SGD(network.parameters(), RATE, momentum=MOMENTUM)
-    for _ in range(epochs):
-        order = torch.randperm(len(x))
-        for start in range(0, len(x) - batch + 1, batch):
-            rows = order[start : start + batch]
-            optimizer.zero_grad()
-            loss(network(x[rows]), y[rows]).backward()
-            optimizer.step()
-    return [leaf.detach().numpy() for layer in layers for leaf in (layer.weight.T, layer.bias)]
+    network, cross_entropy = torch.nn.Sequential(*parts), torch.nn.CrossEntropyLoss()
+
+    def loss(x: Any, y: Any) -> Any:
+        return cross_entropy(network(x), y)
+
+    loss_of = torch.compile(loss) if compiled else loss
+
+    def case() -> list[Any]:
+        torch.manual_seed(0)
+        for layer in layers:
+            torch.nn.init.xavier_uniform_(layer.weight)
+            torch.nn.init.zeros_(layer.bias)
+        optimizer = torch.optim.SGD(network.parameters(), RATE, momentum=MOMENTUM)
+        for _ in range(epochs):
+            order = torch.randperm(len(x))
+            for start in range(0, len(x) - batch + 1, batch):
+                rows = order[start : start + batch]
+                optimizer.zero_grad()
+                loss_of(x[rows], y[rows]).backward()
+                optimizer.step()
+        return [leaf.detach().numpy() for layer in layers for leaf in (layer.weight.T, layer.bias)]
+
+    return case
+
+
+class Products:
+    """The matrix products of a step."""
+
+    def __init__(self, sizes: tuple[int, ...], batch: int) -> None:
+        rng = np.random.default_rng(0)
+        pairs = list(pairwise(sizes))
+        self.weights = [rng.normal(size=pair).astype(np.float32) for pair in pairs]
+        self.inputs = [rng.normal(size=(batch, pair[0])).astype(np.float32) for pair in pairs]
+        self.deltas = [rng.normal(size=(batch, pair[1])).astype(np.float32) for pair in pairs]
+
+    def step(self) -> None:
+        """Forward, by the weights and back, and nothing else."""
+        for a, weight in zip(self.inputs, self.weights, strict=True):
+            a @ weight
+        for i in reversed(range(len(self.weights))):
+            self.inputs[i].T @ self.deltas[i]
+            if i:
+                self.deltas[i] @ self.weights[i].T
 
 
 def floor(sizes: tuple[int, ...], batch: int, steps: int) -> list[Any]:
     """The matrix products of the steps and nothing else."""
-    rng = np.random.default_rng(0)
-    pairs = list(pairwise(sizes))
-    weights = [rng.normal(size=pair).astype(np.float32) for pair in pairs]
-    inputs = [rng.normal(size=(batch, pair[0])).astype(np.float32) for pair in pairs]
-    deltas = [rng.normal(size=(batch, pair[1])).astype(np.float32) for pair in pairs]
+    products = Products(sizes, batch)
     for _ in range(steps):
-        for i in range(len(pairs)):
-            inputs[i] @ weights[i]
-        for i in reversed(range(len(pairs))):
-            inputs[i].T @ deltas[i]
-            if i:
-                deltas[i] @ weights[i].T
+        products.step()
     return []
 
 

@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def errors(dense: mm.Model, data: mm.Splits, epochs: int, backend: str) -> dict[str, Any]:
-    """Test errors: of floats, of 3 bits rounded three ways, of int8 and of 4 bits retrained, the last two by integers."""
+    """Test errors: floats; 3 bits rounded three ways; int8; and 4 bits retrained, the last two by integers."""
     optimizer = mm.optimizers.adam(mm.schedules.cosine(RECIPE["peak"]))
     retrained = mm.quantize(
         dense, data, seed=0, bits=4, activation_bits=4, epochs=epochs, batch_size=mnist.BATCH, backend=backend,

@@ -7,7 +7,6 @@ files is dropped before they are streamed, so that they do come from the disk.
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ import numpy as np
 
 import minimodel as mm
 from minimodel.bench.common import arguments, report
+from minimodel.bench.resources import peak_memory
 
 FEATURES, CLASSES, BATCH, PART = 784, 10, 128, 64_000
 
@@ -85,7 +85,7 @@ def in_process(only: str, folder: str, backend: str, threads: int | None) -> dic
 def measure(only: str, folder: Path, backend: str) -> dict[str, Any]:
     """Rows a second of training and the peak memory above that after the imports."""
     mm.backends.load(backend)
-    before = peak()
+    before = peak_memory()
     data: Any = mm.stream_files(folder / "x.npy", folder / "y.npy", seed=0, validation=1_000, test=1_000)
     if only == "memory":
         x, y = (np.load(folder / f"{name}.npy", mmap_mode="r")[:PART] for name in ("x", "y"))
@@ -101,7 +101,7 @@ def measure(only: str, folder: Path, backend: str) -> dict[str, Any]:
         drop_cache(folder / "x.npy")
     began = perf_counter()
     mm.gradient_descent(network, data, epochs=epochs, **options)
-    return {"rows_a_second": rows * epochs / (perf_counter() - began), "peak_megabytes": peak() - before}
+    return {"rows_a_second": rows * epochs / (perf_counter() - began), "peak_megabytes": (peak_memory() - before) / 1e6}
 
 
 def drop_cache(path: Path) -> None:
@@ -110,14 +110,6 @@ def drop_cache(path: Path) -> None:
         with path.open("rb") as file:
             os.fsync(file.fileno())
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def peak() -> float:
-    """The most memory this process ever had, in megabytes; getrusage would count that of its parent as well."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        return int(status.read_text().partition("VmHWM:")[2].split()[0]) / 1e3
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from minimodel.problem import DivergedError
 try:
     import click
 
-    from minimodel.commands import compress, run, use
+    from minimodel.commands import bench, check, compress, run, use
 except ModuleNotFoundError as missing:
     sys.exit(f"minimodel: the command line needs {missing.name}: pip install 'minimodel[cli]'")
 
@@ -47,5 +47,8 @@ def cli(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for command in (run.run, compress.prune, compress.quantize, use.evaluate, use.predict, use.summary, use.list_backends):
+for command in (
+    run.run, compress.prune, compress.quantize, bench.bench, check.check, use.evaluate, use.predict, use.summary,
+    use.list_backends,
+):  # fmt: skip
     cli.add_command(command)

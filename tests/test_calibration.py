@@ -138,9 +138,9 @@ def test_scales_and_zero_points_are_those_of_torch_s_observers(oracle, bits, gra
 
 @pytest.mark.parametrize("bits", range(2, 9))
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_groups_are_those_of_torchao(bits, scheme):
+def test_groups_are_those_of_torchao(oracle, bits, scheme):
     torch = pytest.importorskip("torch")
-    theirs = pytest.importorskip("torchao.quantization.quant_primitives", exc_type=ImportError)
+    theirs = oracle("torchao.quantization.quant_primitives")
     kinds = {"symmetric_full": "SYMMETRIC_NO_CLIPPING_ERR"}
     kind = getattr(theirs.MappingType, kinds.get(scheme, scheme.upper()))
     w = random_weights((24, 5), bits) + np.linspace(-1, 3, 5, dtype=np.float32)

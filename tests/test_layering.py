@@ -29,13 +29,20 @@ LAYERS = (
     ("minimodel.pipeline", "minimodel.trade_offs", "minimodel.export"),
     ("minimodel", "minimodel.plots"),
     ("minimodel.terminal",),
-    ("minimodel.bench",),
+    ("minimodel.bench", "minimodel.testing"),
     ("minimodel.commands",),
     ("minimodel.cli",),
     ("minimodel.__main__",),
 )
 RANKS = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}
-PACKAGES = ("minimodel.backends", "minimodel.search", "minimodel.compress", "minimodel.commands", "minimodel.bench")
+PACKAGES = (
+    "minimodel.backends",
+    "minimodel.search",
+    "minimodel.compress",
+    "minimodel.commands",
+    "minimodel.bench",
+    "minimodel.testing",
+)
 
 
 def source_files():
@@ -133,6 +140,8 @@ def test_modules_need_numpy_alone_to_be_imported(module):
         "minimodel.cli": {"click"},
         "minimodel.terminal": {"numpy", "click", "rich"},
     }
+    if module.startswith("minimodel.testing"):
+        allowed[module] = {"numpy", "hypothesis"} | ({"pytest"} if module.endswith(".plugin") else set())
     command = {"numpy", "click"} if module.startswith("minimodel.commands") else {"numpy"}
     assert third_party(imports(FILES[module], module, at_module_level=True)) <= allowed.get(module, command)
 

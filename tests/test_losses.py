@@ -7,6 +7,7 @@ import pytest
 
 from minimodel import losses
 from minimodel.activations import sigmoid
+from minimodel.testing.suites import LossSuite
 
 BATCH, OUT, MEMBERS = 6, 4, 3
 LOSSES = {
@@ -62,6 +63,14 @@ def from_torch(torch, name, z, y):
     return functional.huber_loss(z, y, delta=0.7) if name == "huber" else functional.mse_loss(z, y)
 
 
+class TestLoss(LossSuite):
+    """Derivatives against differences, rows, populations, dtypes, far values, backends."""
+
+    @pytest.fixture(params=NAMES)
+    def loss(self, request):
+        return LOSSES[request.param]
+
+
 def test_every_named_loss_is_tested():
     with pytest.raises(ValueError, match="loss") as caught:
         losses.get("nothing")
@@ -109,15 +118,6 @@ def test_the_rows_average_to_the_loss(name, population):
     np.testing.assert_array_equal(loss.rows(z[..., order, :], t[..., order, :])[0], found[..., order])
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_the_gradient_of_a_row_is_its_central_difference(name):
-    z, y = make(name)
-    loss, step = LOSSES[name], 1e-6
-    t = loss.encode(y, z)
-    ends = [np.stack([loss.rows(z + sign * step * unit, t)[0] for unit in np.eye(OUT)], axis=-1) for sign in (1, -1)]
-    np.testing.assert_allclose(loss.rows(z, t)[1], (ends[0] - ends[1]) / (2 * step), rtol=1e-6, atol=1e-8)
-
-
 def test_the_cross_entropy_of_any_distribution_is_that_of_torch(oracle):
     torch = oracle("torch")
     rng = np.random.default_rng(0)
@@ -128,29 +128,6 @@ def test_the_cross_entropy_of_any_distribution_is_that_of_torch(oracle):
     found, gradient = losses.softmax_cross_entropy.rows(z, t)
     np.testing.assert_allclose(found, value.detach().numpy(), rtol=1e-12)
     np.testing.assert_allclose(gradient, leaf.grad.numpy(), rtol=1e-10, atol=1e-14)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_gradient_is_the_central_difference(name):
-    z, y = make(name)
-    loss, step = LOSSES[name], 1e-6
-    expected = np.empty_like(z)
-    for place in np.ndindex(z.shape):
-        bump = np.zeros_like(z)
-        bump[place] = step
-        expected[place] = (loss.value(z + bump, y) - loss.value(z - bump, y)) / (2 * step)
-    np.testing.assert_allclose(loss.gradient(z, y), expected, rtol=1e-6, atol=1e-9)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_curvature_is_the_directional_difference_of_the_gradient(name, population):
-    z, y = make(name, population)
-    if name == "huber":
-        assert np.abs(np.abs(z - y) - 0.7).min() > 1e-3  # away from the kinks
-    v = np.random.default_rng(2).normal(size=z.shape)
-    loss, step = LOSSES[name], 1e-5
-    expected = (loss.gradient(z + step * v, y) - loss.gradient(z - step * v, y)) / (2 * step)
-    np.testing.assert_allclose(loss.curvature(z, y, v), expected, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize(

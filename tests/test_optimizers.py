@@ -11,6 +11,7 @@ import minimodel as mm
 from minimodel import optimizers, tree
 from minimodel.problem import masked
 from minimodel.search.rules import Averaged, SharpnessAware
+from minimodel.testing.suites import OptimizerSuite
 
 NETWORK = mm.Network((5, 4, 2))
 STEPS = 100
@@ -109,6 +110,14 @@ def used(optimizer, population=None, **options):
     """The parameters to be used after every step."""
     start = draw(0, population)
     return drive(optimizer, start, noise(start), **options)[2]
+
+
+class TestOptimizer(OptimizerSuite):
+    """The laws, of rules that have something of everything."""
+
+    @pytest.fixture(params=["sgd", "nesterov", "rmsprop centered", "amsgrad", "nadam", "average sharpness"])
+    def optimizer(self, request):
+        return OPTIMIZERS[request.param]
 
 
 # Against torch, which decays biases.

@@ -1,9 +1,12 @@
 """The README's Python runs as it stands, and its commands exist."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
+import minimodel as mm
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
@@ -58,11 +61,26 @@ def test_quantization_in_full_runs(tmp_path, monkeypatch, capsys, oracle):
     monkeypatch.chdir(tmp_path)
     names = {}
     exec(compile(BLOCKS[4], "README.md", "exec"), names)
-    assert len(BLOCKS) == 5
     test = names["data"].test
     assert min(names[name].evaluate(test).accuracy for name in ("integers", "shifts", "small", "tiny")) > 0.94
     assert "the same bits: True" in capsys.readouterr().out
     assert (tmp_path / "tiny.mmc").stat().st_size < 800
+
+
+def test_the_worked_example_is_what_the_suite_says():
+    """Two laws broken at first, and 34 of 34 with the second definition."""
+    pytest.importorskip("array_api_strict")
+    from minimodel.testing import suites
+
+    assert len(BLOCKS) == 8
+    names = {}
+    exec(compile(BLOCKS[5], "README.md", "exec"), names)
+    for block, broken in (("", 2), (BLOCKS[6], 0)):
+        exec(compile(block, "README.md", "exec"), names)
+        backend = replace(mm.backends.load("mine"), largest=names["largest"])
+        found = list(suites.run(suites.BackendSuite, backend))
+        failed = [result.check for result in found if result.outcome == "failed"]
+        assert (len(found), len(failed)) == (34, broken) and ("largest_breaks_ties_by_index" in failed) == (broken > 0)
 
 
 def test_every_command_and_option_the_readme_names_exists():

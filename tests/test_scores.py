@@ -13,6 +13,7 @@ from minimodel.compress.samples import ROWS, sample
 from minimodel.compress.scores import Asked, measure
 from minimodel.model import Model
 from minimodel.problem import prepare, to_backend
+from minimodel.testing.suites import ScoreSuite
 
 pytestmark = pytest.mark.filterwarnings("ignore:prune. no kept weight")
 NETWORK = mm.Network((4, 6, 5, 3), "tanh")
@@ -401,23 +402,12 @@ def test_movement_reaches_the_sparsity_or_is_refused(splits, name):
 # What all scores have in common.
 
 
-@pytest.mark.parametrize("name", EVERY)
-def test_every_backend_gives_the_same_scores_and_a_population_its_members(backend, splits, name):
-    model = random_model(3, zeros=0.2)
-    found = evaluated(name, model, splits, backend)
-    for i in range(3):
-        alone = evaluated(name, model.member(i), splits, seed=i)
-        assert all(part.dtype == np.float32 and part.any() for part in alone)
-        assert_close([part[i] for part in found], alone)
-    if backend.name != "numpy":
-        assert_close(evaluated(name, model.member(0), splits, backend), evaluated(name, model.member(0), splits))
+class TestScore(ScoreSuite):
+    """Numbers, populations, draws, rows, empty layers, masks, backends."""
 
-
-@pytest.mark.parametrize("name", [name for name in EVERY if name != "synaptic_flow"])
-def test_scores_are_finite_where_nothing_is_left(splits, name):
-    """Also of a network all of whose weights are 0."""
-    empty = replace(random_model(), params=tree.map(np.zeros_like, random_model().params))
-    assert all(np.isfinite(part).all() for part in evaluated(name, empty, splits))
+    @pytest.fixture(params=scores.NAMES)
+    def score(self, request):
+        return request.param
 
 
 def test_synaptic_flow_is_finite_where_the_way_is_cut(backend, splits):

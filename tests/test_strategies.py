@@ -15,6 +15,7 @@ from minimodel.search import quasi, random_search
 from minimodel.search.plans import formed
 from minimodel.search.random_search import error_rate
 from minimodel.search.strategies import Asked
+from minimodel.testing.suites import StrategySuite
 
 NETWORK = mm.Network((4, 3, 2))
 KEY = random.key(7)
@@ -64,6 +65,14 @@ def assert_same(found, expected):
 def assert_close(found, expected, rtol=1e-5, atol=1e-6):
     for ours, theirs in zip(tree.leaves(found), tree.leaves(expected), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=rtol, atol=atol)
+
+
+class TestStrategy(StrategySuite):
+    """The laws, of every strategy."""
+
+    @pytest.fixture
+    def strategy(self, maker):
+        return maker(0.1)
 
 
 # Ask and tell.
@@ -154,19 +163,6 @@ def test_candidates_generations_and_seeds_differ(maker):
         found.append(vectors_of(asked.params))
     found = np.concatenate(found)
     assert len(np.unique(found, axis=0)) == 12
-
-
-def test_every_backend_asks_and_tells_the_same(maker, backend):
-    strategy = maker(0.1)
-    state, expected = (strategy.init(params(), backend=each) for each in (backend, "numpy"))
-    asked, theirs = (strategy.ask(s, KEY, 8, backend=b) for s, b in ((state, backend), (expected, "numpy")))
-    assert_close(backend.to_numpy(asked), theirs)
-    told = strategy.tell(state, asked, bowl(theirs), backend=backend)
-    expected = strategy.tell(expected, theirs, bowl(theirs))
-    assert_close(backend.to_numpy(told), expected)
-    assert [str(leaf.dtype).rpartition(".")[2] for leaf in tree.leaves(told)] == [
-        str(leaf.dtype) for leaf in tree.leaves(expected)
-    ]
 
 
 def test_ask_and_tell_can_be_compiled():

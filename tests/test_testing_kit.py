@@ -1,0 +1,322 @@
+"""The kit itself: its oracles against known numbers, its strategies, its machine, its plugin and its command."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import ClassVar
+
+import numpy as np
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+import minimodel as mm
+from minimodel import model, qarray, tree
+from minimodel.testing import alarms, oracles, suites
+from minimodel.testing import strategies as some
+from minimodel.testing.machine import Lifecycle
+
+SUITES = [value for name, value in vars(suites).items() if name.endswith("Suite") and name != "Suite"]
+
+
+class TestGradients(suites.GradientSuite):
+    @pytest.fixture
+    def gradients(self):
+        return mm.gradients
+
+
+class TestFiles(suites.FileSuite):
+    @pytest.fixture
+    def files(self):
+        return SimpleNamespace(dumps=mm.Model.dumps, loads=model.loads)
+
+
+class TestQuantizer(suites.QuantizerSuite):
+    @pytest.fixture(
+        params=[(2, "symmetric", "channel"), (4, "symmetric_full", "tensor"), (8, "asymmetric", 3)], ids=str
+    )
+    def quantizer(self, request):
+        bits, scheme, granularity = request.param
+        return suites.quantization(bits, scheme, granularity=granularity)
+
+
+class TestSigns(suites.QuantizerSuite):
+    """One bit has no level for 0."""
+
+    expected_failures: ClassVar = {
+        "zero_is_exact": "the levels are −s and s",
+        "halves_go_to_even": "there is nothing between −1 and 1",
+        "order_is_kept": "0 is taken for positive, so that the sign of −0 is not the other",
+    }
+
+    @pytest.fixture
+    def quantizer(self):
+        return suites.quantization(1)
+
+
+class TestFloor(suites.QuantizerSuite):
+    """Rounding down is another rounding, and says so."""
+
+    expected_failures: ClassVar = {
+        "rounding_is_to_the_nearest": "down",
+        "halves_go_to_even": "down",
+        "quantizing_again_changes_nothing": "s·c·(1/s) may lie below c",
+        "order_is_kept": "down is not symmetric",
+    }
+
+    @pytest.fixture
+    def quantizer(self):
+        return suites.quantization(4, rounding="floor")
+
+
+# Oracles.
+
+
+def test_differences_know_their_error():
+    """Of sin the derivative passes, and so much more than the bound added to it does not."""
+    x = np.linspace(-3, 3, 7)
+    oracles.check_gradient(np.sin, np.cos(x), x)
+    with oracles.refuses(AssertionError, r"gradient at \(3,\)"):
+        oracles.check_gradient(np.sin, np.cos(x) + 1e-7 * (x == 0), x)
+
+
+@given(seed=some.seeds, scale=st.sampled_from((1e-3, 1.0, 1e3)))
+def test_differences_of_polynomials_are_within_their_error(seed, scale):
+    x, a = np.random.default_rng(seed).normal(size=(2, 5))
+    oracles.check_gradient(lambda z: scale * a * z**3, 3 * scale * a * x**2, x)
+
+
+def test_a_product_with_the_hessian_is_checked():
+    x, v = np.array([1.0, 2.0]), np.array([0.5, -1.0])
+    gradient = lambda params: (params[0] ** 3,)  # noqa: E731
+    oracles.check_hvp(gradient, (3 * x**2 * v,), (x,), (v,))
+    with oracles.refuses(AssertionError, "product, leaf 0"):
+        oracles.check_hvp(gradient, (3 * x**2,), (x,), (v,))
+
+
+@given(seed=some.seeds)
+def test_products_in_float32_are_within_their_bound(seed):
+    a, b = (
+        np.random.default_rng(seed + i).normal(size=shape).astype(np.float32)
+        for i, shape in enumerate([(4, 50), (50, 3)])
+    )
+    assert (np.abs(a @ b - a.astype(np.float64) @ b) <= oracles.componentwise_bound(a, b)).all()
+    assert (oracles.componentwise_bound(a, b) < 1e-3).all()
+
+
+def test_bits_tell_zeros_and_dtypes_apart():
+    zero = np.zeros(2, np.float32)
+    oracles.assert_same_bits((zero, None), (zero.copy(), None))
+    oracles.assert_same_bits(np.array([np.nan]), np.array([np.nan]))
+    for other in (-zero, zero.astype(np.float64), zero[:1]):
+        with oracles.refuses(AssertionError):
+            oracles.assert_same_bits(zero, other)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_ulps_are_counted_across_zero(dtype):
+    one, tiny = np.array([1.0, -2.0], dtype), np.nextafter(dtype(0), dtype(1))
+    assert oracles.ulps_apart(one, np.nextafter(np.nextafter(one, dtype(9)), dtype(9))).tolist() == [2, 2]
+    assert oracles.ulps_apart(np.array([tiny]), np.array([-tiny])).tolist() == [2]
+    oracles.assert_within_ulp(one, np.nextafter(one, dtype(9)), 1)
+    with oracles.refuses(AssertionError, "2 ulp apart, at most 1"):
+        oracles.assert_within_ulp(np.array([tiny]), np.array([-tiny]), 1)
+
+
+def test_threefry_gives_the_published_answers():
+    assert oracles.threefry((0, 0), (0, 0)) == (0x6B200159, 0x99BA4EFE)
+    key, counter = (0x13198A2E, 0x03707344), (0x243F6A88, 0x85A308D3)
+    assert oracles.threefry(key, counter) == (0xC4923A9C, 0x483DF7A0)
+
+
+def doubled(x):
+    return x + x
+
+
+def far(x):
+    xp = tree.namespace(x)
+    return x * (2 if xp is np else 3)
+
+
+def test_backends_are_compared_pair_by_pair():
+    """Doubling is exact everywhere; a function that differs is of no tier, and the table says between whom."""
+    x = np.linspace(-1, 1, 5, dtype=np.float32)
+    found = oracles.compare_backends(doubled, x)
+    ways = 2 * len(oracles.installed())
+    assert found.worst == "exact" and len(found.pairs) == ways * (ways - 1) // 2
+    other = oracles.compare_backends(far, x, on=("numpy", "array_api:array_api_strict"))
+    assert other.worst == "none" and {pair.tier for pair in other.pairs} == {"exact", "none"}
+    assert "numpy eager" in str(other)
+    near = np.array([1.0], np.float32)
+    assert (
+        oracles.tier(near, np.nextafter(near, np.float32(2))) == "ulp"
+        and oracles.tier(near, near * np.float32(1.001)) == "none"
+    )
+    assert oracles.tier(near, near + np.float32(4e-6)) == "step"
+
+
+def test_a_key_that_is_split_is_not_drawn_from():
+    key = mm.random.key(0)
+    split = mm.random.split(key, 3)
+    oracles.assert_keys_are_used_once(split)
+    for keys, message in ((np.concatenate([key[None], split]), "folded or split"), (split[[0, 0]], "drawn from twice")):
+        with oracles.refuses(AssertionError, message):
+            oracles.assert_keys_are_used_once(keys)
+
+
+# Strategies.
+
+
+@given(st.data())
+def test_what_is_drawn_fits_together(data):
+    network = data.draw(some.networks())
+    loss, population = data.draw(some.losses()), data.draw(some.populations)
+    params = data.draw(some.params(network, population))
+    x, y = data.draw(some.batches(network)), data.draw(some.targets(loss, network.layer_sizes[-1]))
+    value, grads = mm.value_and_grad(network, loss, params, x, y)
+    assert value.shape == some.lead(population) and np.isfinite(value).all()
+    assert [leaf.shape for leaf in tree.leaves(grads)] == [leaf.shape for leaf in tree.leaves(params)]
+
+
+@given(mask=st.integers(0, 6).flatmap(lambda n: st.tuples(st.just(n), some.masks((2, 3), n))))
+def test_masks_keep_exactly_so_many(mask):
+    assert mask[1].sum() == mask[0] and mask[1].shape == (2, 3)
+
+
+@given(st.data(), st.integers(1, 8), st.sampled_from(qarray.SCHEMES))
+def test_quantized_arrays_are_in_range(data, bits, scheme):
+    q = data.draw(some.quantized(bits=bits, scheme=scheme))
+    low, high = qarray.levels(bits, scheme)
+    assert low <= q.values.min() and q.values.max() <= high and np.isfinite(qarray.dequantize(q)).all()
+
+
+@given(optimizer=some.optimizers(), schedule=some.schedules(), layer=st.from_type(mm.Layer))
+def test_types_have_strategies(optimizer, schedule, layer):
+    rates = optimizer.schedule(np.arange(5), mm.schedules.Run(5))
+    assert (rates >= 0).all() and (schedule(np.arange(5), mm.schedules.Run(5)) >= 0).all()
+    assert layer.weight.shape[-1:] == layer.bias.shape
+
+
+def test_layouts_are_all_there():
+    """Strides that are negative, and others; the values are the same."""
+    x = np.arange(6, dtype=np.float32).reshape(2, 3)
+    found = {name: layout(x) for name, layout in some.LAYOUTS.items()}
+    assert all((value == x).all() for value in found.values())
+    assert found["negative"].strides[0] < 0 and found["Fortran"].flags.f_contiguous
+    assert not found["strided"].flags.contiguous
+
+
+# Suites.
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_every_check_states_its_law_why_and_its_source(suite):
+    assert len(suite.checks()) >= 5
+    for check in suite.checks():
+        text = getattr(suite, f"test_{check}").__doc__
+        assert "Why: " in text and "Source: " in text and suite.law(check), check
+
+
+def test_an_unknown_check_cannot_be_expected_to_fail():
+    with pytest.raises(TypeError, match="no check 'asaray'"):
+        type("Mine", (suites.BackendSuite,), {"expected_failures": {"asaray": "a slip"}})
+
+
+def test_an_expected_failure_that_passes_is_a_failure():
+    class Mine(suites.BackendSuite):
+        expected_failures: ClassVar = {"take_gives_rows": "not so"}
+
+    (found,) = suites.run(Mine, mm.backends.load("numpy"), only=("take_gives_rows",))
+    assert found.outcome == "failed" and found.error == "it was expected to fail, and passes"
+
+
+# The machine.
+
+
+class TestLifecycle(Lifecycle.TestCase):
+    """On NumPy, plain and strict."""
+
+
+class Forgetful(Lifecycle):
+    """Masks are not saved."""
+
+    def save(self, given):
+        return super().save(replace(given, masks=None) if given.quantized is None else given)
+
+
+class Regrowing(Lifecycle):
+    """Retraining goes on without the masks."""
+
+    def take(self, backend, step, *args, **options):
+        super().take(backend, step, *args, **{name: value for name, value in options.items() if name != "masks"})
+
+
+@pytest.mark.parametrize(("machine", "message"), [(Forgetful, "masks got lost"), (Regrowing, "the masks are gone")])
+def test_a_broken_life_is_found_by_the_invariant_that_names_it(machine, message):
+    machine.TestCase.settings = settings(Lifecycle.TestCase.settings, phases=[Phase.generate])
+    with oracles.refuses(AssertionError, message):
+        machine.TestCase("runTest").runTest()
+
+
+# Ways in.
+
+MINE = """
+import pytest
+import minimodel as mm
+from minimodel.testing.suites import BackendSuite
+
+class TestBackend(BackendSuite):
+    pass
+
+class TestSkipping(BackendSuite):
+    expected_failures = {"take_gives_rows": "not so"}
+    @pytest.fixture
+    def backend(self):
+        return mm.backends.load("numpy", debug=True)
+    def test_scan_is_a_loop(self, backend):
+        pytest.skip("later")
+"""
+
+
+def test_the_plugin_counts_checks_and_lets_none_be_skipped(tmp_path):
+    """In a run of its own: the fixture, strict expected failures, and a check that skips itself."""
+    (tmp_path / "test_mine.py").write_text(MINE)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--minimodel-backends", "numpy", "."]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    count = len(suites.BackendSuite.checks())
+    assert done.returncode == 1
+    assert f"TestBackend[numpy]: {count} of {count}" in done.stdout
+    assert f"2 failed, {2 * count - 2} passed" in done.stdout
+    assert "a check does not skip" in done.stdout and "XPASS(strict)" in done.stdout
+
+
+def test_a_check_that_is_not_collected_is_an_error(tmp_path):
+    (tmp_path / "test_mine.py").write_text(MINE.replace("    pass\n", "    test_take_gives_rows = None\n"))
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--minimodel-backends", "numpy", "."]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 4 and "TestBackend: not collected: take_gives_rows" in done.stderr
+
+
+BROKEN = """
+from dataclasses import replace
+import minimodel as mm
+mm.backends.register("broken", lambda: replace(mm.backends.load("numpy"), take=lambda x, rows: x[rows[::-1]]))
+"""
+
+
+def test_check_prints_every_law_and_fails_where_one_is_broken(tmp_path):
+    (tmp_path / "broken.py").write_text(BROKEN)
+    command = [sys.executable, "-m", "minimodel", "check", "--import", "broken", "broken", "--json"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "minimodel: broken failed" in done.stderr
+    record = json.loads(done.stdout)
+    outcomes = {check["check"]: check["outcome"] for check in record["checks"]}
+    assert tuple(outcomes) == suites.BackendSuite.checks() and record["version"] == suites.CHECKS_VERSION
+    assert outcomes["take_gives_rows"] == "failed" and outcomes["scan_is_a_loop"] == "passed"
+
+
+def test_alarms_counts_failures_over_seeds(capsys):
+    assert alarms.main(["--runs", "1", "--backends", "numpy"]) == 0
+    assert "numpy: 0 false alarms in 1 runs" in capsys.readouterr().out
