@@ -36,7 +36,8 @@ def main() -> None:
     options = parser.parse_args()
     data = mm.datasets.load(options.data)
     network = mm.Network((data.train.x.shape[1], *map(int, options.hidden.split(",")), data.outputs))
-    if options.dense and options.dense.exists():
+    known = options.dense and options.dense.exists()
+    if known:
         dense = mm.load(options.dense)
     else:
         dense = mnist.train(network, data, options.backend, options.dense_epochs, options.seeds)
@@ -49,7 +50,9 @@ def main() -> None:
         model = mm.to_integers(quantized(dense, data, bits, recipe, options.backend), data)
         rows[f"{bits} bits"] = figures(model, data) | {"seconds": perf_counter() - began, "recipe": recipe}
         print(f"published (Brevitas): {PUBLISHED[bits]} %", flush=True)
-    settings = {"layer_sizes": network.layer_sizes, "dense_epochs": options.dense_epochs, "dense": mnist.RECIPE}
+    settings: dict[str, Any] = {"layer_sizes": network.layer_sizes, "dense": "from a file"}
+    if not known:
+        settings |= {"dense_epochs": options.dense_epochs, "dense": mnist.RECIPE}
     results = {"data": Path(options.data).name, "backend": options.backend, "settings": settings, "rows": rows}
     report(mm.observe.plain(results), options.out)
 
