@@ -12,7 +12,9 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
+from minimodel.datasets import Splits
 from minimodel.model import standard_error
+from minimodel.network import Network
 
 
 def arguments(description: str | None) -> argparse.ArgumentParser:
@@ -20,6 +22,11 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--out", type=Path, help="write the results to this JSON file as well")
     return parser
+
+
+def network_of(hidden: str, data: Splits) -> Network:
+    """For the data, with hidden layers as "300,100"."""
+    return Network((data.train.x.shape[1], *map(int, hidden.split(",")), data.outputs))
 
 
 def side_by_side(cases: dict[str, Callable[[], Any]], repeats: int = 7) -> dict[str, dict[str, Any]]:

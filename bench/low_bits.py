@@ -12,7 +12,7 @@ from typing import Any
 
 import minimodel as mm
 from minimodel.bench import mnist
-from minimodel.bench.common import arguments, plus_minus, report
+from minimodel.bench.common import arguments, network_of, plus_minus, report
 
 PUBLISHED = {2: 98.66, 1: 97.81}  # Brevitas, SFC 2W2A and 1W1A
 COMMON = {"warmup": 0.05, "input_dropout": 0.1, "batch_size": 256, "teacher": 0.9, "temperature": 2.0}
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--bits", type=int, choices=list(RECIPES), help="only this row")
     options = parser.parse_args()
     data = mm.datasets.load(options.data)
-    network = mm.Network((data.train.x.shape[1], *map(int, options.hidden.split(",")), data.outputs))
+    network = network_of(options.hidden, data)
     known = options.dense and options.dense.exists()
     if known:
         dense = mm.load(options.dense)

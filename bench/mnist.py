@@ -9,7 +9,7 @@ from time import perf_counter
 from typing import Any
 
 import minimodel as mm
-from minimodel.bench.common import arguments, report
+from minimodel.bench.common import arguments, network_of, report
 from minimodel.model import standard_error
 
 RECIPE: dict[str, Any] = {"peak": 0.1, "warmup": 0.05, "weight_decay": 3e-4, "sharpness": 0.2, "input_dropout": 0.1}
@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     options = parser.parse_args()
     data = mm.datasets.load(options.data)
-    network = mm.Network((data.train.x.shape[1], *map(int, options.hidden.split(",")), data.outputs))
+    network = network_of(options.hidden, data)
     began = perf_counter()
     model = train(network, data, options.backend, options.epochs, options.seeds)
     seconds = perf_counter() - began

@@ -8,7 +8,7 @@ import numpy as np
 
 import minimodel as mm
 from minimodel import pipeline
-from minimodel.bench.common import arguments, plus_minus, report
+from minimodel.bench.common import arguments, network_of, plus_minus, report
 
 
 def main() -> None:
@@ -27,7 +27,7 @@ def main() -> None:
         for seed in range(options.seeds):
             start = perf_counter()
             data = mm.datasets.load(options.data, seed=seed)
-            network = mm.Network((data.train.x.shape[1], *map(int, options.hidden.split(",")), data.outputs))
+            network = network_of(options.hidden, data)
             stages = pipeline.run(
                 network,
                 data,

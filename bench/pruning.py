@@ -12,7 +12,7 @@ from typing import Any
 import minimodel as mm
 from minimodel import plots
 from minimodel.bench import mnist
-from minimodel.bench.common import arguments, plus_minus, report
+from minimodel.bench.common import arguments, network_of, plus_minus, report
 from minimodel.trade_offs import point
 
 KEPT = (0.083, 0.044, 0.018, 0.015, 0.01)
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--save", type=Path, help="write the networks, dense and at each sparsity, to this folder")
     options = parser.parse_args()
     data = mm.datasets.load(options.data)
-    network = mm.Network((data.train.x.shape[1], *map(int, options.hidden.split(",")), data.outputs))
+    network = network_of(options.hidden, data)
     began = perf_counter()
     dense = mnist.train(network, data, options.backend, options.dense_epochs, options.seeds)
     seconds = {"dense": perf_counter() - began}

@@ -312,6 +312,11 @@ def _decode(header: dict[str, Any], tensors: dict[str, np.ndarray]) -> Model:
     )
 
 
+def networks(model: Model) -> list[Model]:
+    """Each network of a population, or the one there is."""
+    return [model] if model.population is None else [model.member(i) for i in range(model.population)]
+
+
 def bits_of_layer(bits: Any, layer: int, population: int | None) -> Any:
     """The bits of that layer: None, an integer, or where members differ a tuple of one for each."""
     several = isinstance(bits, tuple)

@@ -173,6 +173,16 @@ def quantize(w: Array, quantizer: Quantizer, rounding: str = "half_even", u: Arr
     return QArray(xp.astype(values, xp.int8), quantizer.scale * (1 / stride), xp.astype(quantizer.zero_point, xp.int8))
 
 
+def is_plain(q: QArray) -> bool:
+    """Whether ŵ = s·q, with a scale for the tensor or for each output: what integer products and coded files take."""
+    return q.codebook is None and q.scale.shape[-2] == 1 and not q.zero_point.any()
+
+
+def ends(rows: int, groups: int) -> list[int]:
+    """The first input of each group, ⌈group·rows/groups⌉, and behind the last the number of inputs."""
+    return [-(-group * rows // groups) for group in range(groups + 1)]
+
+
 def dequantize(q: QArray) -> Array:
     """ŵ = s·(q − z), or codebook[q − z]"""
     xp = namespace(q.values, q.scale, q.zero_point)
@@ -224,6 +234,5 @@ def gathered(values: Array, shape: tuple[int, ...]) -> Array:
     xp, rows, groups = namespace(values), values.shape[-2], shape[-2]
     if shape[-1] == 1:
         values = xp.sum(values, axis=-1, keepdims=True)
-    ends = [-(-group * rows // groups) for group in range(groups + 1)]
-    parts = [xp.sum(values[..., a:b, :], axis=-2, keepdims=True) for a, b in pairwise(ends)]
+    parts = [xp.sum(values[..., a:b, :], axis=-2, keepdims=True) for a, b in pairwise(ends(rows, groups))]
     return parts[0] if groups == 1 else xp.concat(parts, axis=-2)

@@ -11,7 +11,7 @@ from minimodel.compress.pruning import prune
 from minimodel.compress.quantization import quantize
 from minimodel.compress.shrinking import shrink
 from minimodel.datasets import Dataset, Splits
-from minimodel.model import Model
+from minimodel.model import Model, networks
 from minimodel.problem import check_count, check_seed
 
 
@@ -81,7 +81,7 @@ def trade_off(
 
 def point(model: Model, data: Splits) -> Point:
     """The figures of one network, or of a population of one number of bits."""
-    members = [model] if model.population is None else [model.member(i) for i in range(model.population)]
+    members = networks(model)
     summaries = [member.summary() for member in members]
     weights, kept, work = (
         np.array([sum(getattr(layer, name) for layer in summary) for summary in summaries])

@@ -124,7 +124,7 @@ def quantize(
     for wanted, option, module in ((as_coded, "--coded, --budget", "constriction"), (onnx, "--onnx", "onnx")):
         if wanted and not find_spec(module):
             raise click.UsageError(f"{option}: needs {module}: pip install 'minimodel[{EXTRAS[module]}]'")
-        if wanted and (options["scheme"] in ("asymmetric", "codebook") or granularity not in ("channel", "tensor")):
+        if wanted and not coded.takes(options["scheme"], granularity):
             raise click.UsageError(f"{option}: takes a symmetric --scheme and --granularity channel or tensor")
     options |= {"granularity": _granularity(granularity), "range_of": range_name and RANGES[range_name]}
     _compress("quantize", model_path, data, levels, as_coded=as_coded, onnx=onnx, **options)

@@ -17,14 +17,13 @@ from minimodel import qarray, tree
 from minimodel.compress import calibration, coded
 from minimodel.compress.samples import picked
 from minimodel.datasets import Splits
-from minimodel.model import Model
+from minimodel.model import Model, networks
 from minimodel.network import Layer
 from minimodel.problem import check_numbers
 from minimodel.qarray import QArray
 from minimodel.streams import Stream
 
 Calibrate = Callable[[np.ndarray, int], Any]
-WHOLE = ("tensor", "channel")
 TRIALS = 8  # to train within the budget
 MOST = 1e30  # what a loss that is not finite counts as
 
@@ -49,7 +48,7 @@ def within(
     **training: Any,
 ) -> Model:
     """The model quantized with what ``budget`` chose, and again with less room while a member's file is too large."""
-    if not isinstance(data, Splits) or how["scheme"] in ("asymmetric", "codebook") or how["granularity"] not in WHOLE:
+    if not isinstance(data, Splits) or not coded.takes(how["scheme"], how["granularity"]):
         raise ValueError(
             "budget_bytes: expected Splits, and as coded files have a symmetric scheme, scales of tensors or channels; "
             f"got {type(data).__name__}, {how['scheme']}, {how['granularity']}"
@@ -82,11 +81,6 @@ def within(
         sums = np.array([sum(choice.bytes for choice in pick) for pick in picks])
         rest = np.maximum(rest, sizes - sums) if trial else sizes - sums
     raise ValueError(f"budget_bytes: files of {sizes.tolist()} bytes after training; allow more bytes, or train less")
-
-
-def networks(model: Model) -> list[Model]:
-    """Each member, or the one there is."""
-    return [model] if model.population is None else [model.member(i) for i in range(model.population)]
 
 
 def kept_by(model: Model, picks: Sequence[Sequence[Choice]]) -> Model:

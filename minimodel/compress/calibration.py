@@ -69,8 +69,7 @@ def groups_of(w: np.ndarray, granularity: Granularity) -> list[np.ndarray]:
         return [w]
     rows = w.shape[-2]
     groups = -(-rows // check_group(granularity))
-    ends = [-(-group * rows // groups) for group in range(groups + 1)]
-    return [w[..., a:b, :] for a, b in pairwise(ends)]
+    return [w[..., a:b, :] for a, b in pairwise(qarray.ends(rows, groups))]
 
 
 def check_group(granularity: Any) -> int:

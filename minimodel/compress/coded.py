@@ -24,7 +24,7 @@ from minimodel.compress.shrinking import shrink
 from minimodel.datasets import Normalization
 from minimodel.model import MAX_PARAMETERS, Model, bits_of_layer
 from minimodel.network import INITIALIZERS, Layer, Network
-from minimodel.qarray import QArray, check_bits, dequantize
+from minimodel.qarray import QArray, check_bits, dequantize, is_plain
 
 MAGIC = b"mmc1"
 BIAS_LEVELS = 127
@@ -98,6 +98,11 @@ def inputs_of(coder: Coder, features: int, found: np.ndarray | None) -> np.ndarr
     return out[width:]
 
 
+def takes(scheme: str, granularity: Any) -> bool:
+    """Whether integers quantized so can be coded."""
+    return scheme in ("symmetric", "symmetric_full") and granularity in ("tensor", "channel")
+
+
 def encode(model: Model) -> bytes:
     """The bytes of the file: of the model shrunk, its biases rounded to 8 bits of the largest of their layer.
 
@@ -106,7 +111,7 @@ def encode(model: Model) -> bytes:
     """
     if model.population is not None or model.quantized is None:
         raise ValueError("encode: expected one quantized network; quantize it, and take .member(i) of a population")
-    if any(q.zero_point.any() or q.codebook is not None or q.scale.shape[-2] > 1 for q in model.quantized):
+    if not all(map(is_plain, model.quantized)):
         raise ValueError(
             'encode: a coded file takes integers of scheme="symmetric" or "symmetric_full", granularity="tensor" or '
             '"channel"; quantize the model of floats so'

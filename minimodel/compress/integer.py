@@ -164,7 +164,7 @@ def to_integers(
     if not isinstance(data, Splits):
         raise TypeError(f"data: expected Splits, got {type(data).__name__}")
     weights = tuple(map(_with_scales, model.quantized or tuple(_plain(layer.weight, shift) for layer in model.params)))
-    if any(q.zero_point.any() or q.codebook is not None or q.scale.shape[-2] > 1 for q in weights):
+    if not all(map(qarray.is_plain, weights)):
         raise ValueError(
             "model: integer-only inference takes symmetric weights with a scale for each tensor or output; quantize "
             'with scheme="symmetric" and granularity="channel"'

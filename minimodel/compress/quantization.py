@@ -234,18 +234,15 @@ def layer_by_layer(
     backend: Backend,
 ) -> Params:
     """Every layer rounded, or only its bias corrected, for the inputs that the layers before it now give."""
+    used = params if fitted else way.forward(levels, way.extended(levels, params))
     done: list[Layer] = []
-    found: list[Layer] = []
     for i, quantizer in enumerate(levels.quantizers):
         a = forward(network, (*done, *params[i:]), x)[i].a
         if fitted is None:
-            used = way.forward(levels, way.extended(levels, params))[i].weight
-            done.append(with_bias(params[i], used, backend.xp.mean(a, axis=-2)))
-            found.append(Layer(params[i].weight, done[i].bias))
+            done.append(with_bias(params[i], used[i].weight, backend.xp.mean(a, axis=-2)))
         else:
             done.append(fitted(params[i], quantizer, None if masks is None else masks[i], a, backend))
-            found.append(done[i])
-    return tuple(found)
+    return tuple(done) if fitted else tuple(Layer(w, b) for (w, _), (_, b) in zip(params, done, strict=True))
 
 
 def stepped(model: Model, data: Splits | Stream, bits: int, range_of: Range = ranges.least_error) -> Model:
