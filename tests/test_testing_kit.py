@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import minimodel as mm
 from minimodel import model, qarray, tree
-from minimodel.testing import alarms, oracles, suites
+from minimodel.testing import alarms, oracles, registration, suites
 from minimodel.testing import strategies as some
 from minimodel.testing.machine import Lifecycle
 
@@ -185,11 +185,39 @@ def test_masks_keep_exactly_so_many(mask):
     assert mask[1].sum() == mask[0] and mask[1].shape == (2, 3)
 
 
+@pytest.mark.parametrize("kept", [7, -1])
+def test_a_mask_keeps_no_more_than_there_is(kept):
+    with pytest.raises(ValueError, match=f"kept: expected 0 to 6, got {kept}"):
+        some.masks((2, 3), kept)
+
+
+@pytest.mark.parametrize("first", ["minimodel.testing.strategies", "hypothesis", "minimodel.testing.registration"])
+def test_the_kit_and_hypothesis_can_be_imported_in_any_order(first):
+    """Hypothesis calls the kit while it is being imported itself; what it calls must not need the kit's strategies."""
+    lines = (
+        f"import sys, {first}",
+        "import hypothesis",
+        "loaded = 'minimodel.testing.strategies' in sys.modules",
+        f"assert loaded == ({first!r} == 'minimodel.testing.strategies'), 'imported before it was needed'",
+        "import minimodel as mm",
+        "from hypothesis import strategies as st",
+        "st.from_type(mm.QArray).validate()",
+    )
+    subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True)
+
+
 @given(st.data(), st.integers(1, 8), st.sampled_from(qarray.SCHEMES))
 def test_quantized_arrays_are_in_range(data, bits, scheme):
     q = data.draw(some.quantized(bits=bits, scheme=scheme))
     low, high = qarray.levels(bits, scheme)
     assert low <= q.values.min() and q.values.max() <= high and np.isfinite(qarray.dequantize(q)).all()
+
+
+@pytest.mark.parametrize("kind", registration.MAKERS)
+@settings(max_examples=5)
+@given(data=st.data())
+def test_every_registered_type_is_made(kind, data):
+    assert isinstance(data.draw(st.from_type(kind)), kind)
 
 
 @given(optimizer=some.optimizers(), schedule=some.schedules(), layer=st.from_type(mm.Layer))

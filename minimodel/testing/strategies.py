@@ -103,6 +103,11 @@ def params(draw: Any, network: Network, population: int | None = None, dtype: An
     return tuple(Layer(draw(arrays(weight, dtype)), draw(arrays(bias, dtype))) for weight, bias in shapes)
 
 
+def layers() -> st.SearchStrategy[Layer]:
+    """The first layer of small networks."""
+    return networks().flatmap(params).map(lambda several: several[0])
+
+
 def batches(
     network: Network, population: int | None = None, dtype: Any = np.float32, rows: int = ROWS
 ) -> st.SearchStrategy[np.ndarray]:
@@ -134,15 +139,19 @@ def keys(population: int | None = None) -> st.SearchStrategy[np.ndarray]:
     )
 
 
-@st.composite
-def masks(draw: Any, shape: tuple[int, ...], kept: int | None = None) -> np.ndarray:
-    """A mask that keeps exactly so many, or any number."""
+def masks(shape: tuple[int, ...], kept: int | None = None) -> st.SearchStrategy[np.ndarray]:
+    """A mask that keeps exactly so many, or any number. Raises ValueError for more than there are, or less than 0."""
     size = prod(shape)
-    count = draw(st.integers(0, size)) if kept is None else kept
-    order = draw(st.permutations(range(size)))
-    found = np.zeros(size, bool)
-    found[order[:count]] = True
-    return found.reshape(shape)
+    if kept is not None and not 0 <= kept <= size:
+        raise ValueError(f"kept: expected 0 to {size}, got {kept}")
+
+    def marked(drawn: tuple[int, list[int]]) -> np.ndarray:
+        found = np.zeros(size, bool)
+        found[drawn[1][: drawn[0]]] = True
+        return found.reshape(shape)
+
+    count = st.integers(0, size) if kept is None else st.just(kept)
+    return st.tuples(count, st.permutations(range(size))).map(marked)
 
 
 @st.composite
@@ -193,13 +202,3 @@ def searches_of(sigmas: tuple[float, ...] = (0.1, 0.5)) -> st.SearchStrategy[sea
     """Strategies of random search."""
     makes = (searches.hill_climbing, searches.one_plus_one, searches.snes, searches.open_es, searches.sep_cma_es)
     return st.builds(lambda make, sigma: make(sigma), st.sampled_from(makes), st.sampled_from(sigmas))
-
-
-def register() -> None:
-    """What Hypothesis calls when it starts: types whose values ``st.from_type`` can then make."""
-    st.register_type_strategy(Network, networks())
-    st.register_type_strategy(Layer, networks().flatmap(params).map(lambda layers: layers[0]))
-    st.register_type_strategy(QArray, quantized())
-    st.register_type_strategy(Optimizer, optimizers())
-    st.register_type_strategy(Loss, losses())
-    st.register_type_strategy(searches.Strategy, searches_of())

@@ -52,7 +52,7 @@ def without_fitness(values: Tree) -> Tree:
     return tuple(without_fitness(value) for name, value in zip(names, values, strict=True) if name != "fitness")
 
 
-RISING = {"8f + 3": lambda f: 8 * f + 3, "f³": lambda f: f**3, "2ᶠ": lambda f: 2.0**f}
+RISING = {"8f + 3": lambda f: 8 * f + 3, "f³": lambda f: f**3, "2ᶠ": lambda f: 2.0**f, "−2⁻ᶠ": lambda f: -(2.0**-f)}
 integers = st.lists(st.integers(-9, 9).map(float), min_size=8, max_size=8)
 fitnesses = st.lists(st.sampled_from((-3.0, 0.0, 2.0, 7.0, INF, NAN)), min_size=8, max_size=8)
 
@@ -87,9 +87,11 @@ class StrategySuite(Suite):
         """
         state, key = strategy.init(params_of(seed)), random.key(seed)
         before = tree.map(np.copy, state)
-        asked, told = self.generation(strategy, state, key)
-        shown, after = tree.map(np.copy, (asked, told))
-        assert_same_bits(state, before, "the state")
+        asked = strategy.ask(state, key, self.population)
+        shown = tree.map(np.copy, asked)
+        told = strategy.tell(state, asked, far_from_half(asked))
+        after = tree.map(np.copy, told)
+        assert_same_bits((state, asked), (before, shown), "the state or the candidates")
         again, retold = self.generation(strategy, state, key)
         assert_same_bits((asked, again), (shown, shown), "the candidates")
         assert_same_bits((told, retold), (after, after), "the state that was told")
