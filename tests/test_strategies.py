@@ -1,7 +1,5 @@
 """Strategies by hand: ask and tell are pure, go on from a state, and do what their formulas say."""
 
-from functools import partial
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,10 +10,11 @@ import minimodel as mm
 from minimodel import optimizers, random, strategies, tree
 from minimodel.network import Layer, LowRank, dense
 from minimodel.search import quasi, random_search
-from minimodel.search.plans import formed
 from minimodel.search.random_search import error_rate
 from minimodel.search.strategies import Asked
 from minimodel.testing.suites import StrategySuite
+from minimodel.testing.suites.search import far_from_half as bowl
+from minimodel.testing.suites.search import rows_of as vectors_of
 
 NETWORK = mm.Network((4, 3, 2))
 KEY = random.key(7)
@@ -32,17 +31,6 @@ def rosenbrock(x):
 
 def rastrigin(x):
     return (10 + x * x - 10 * np.cos(2 * np.pi * x)).sum(axis=-1)
-
-
-def vectors_of(candidates):
-    """Candidates in a row each, (P, N), on the host."""
-    found = [np.asarray(leaf) for leaf in tree.leaves(formed(candidates))]
-    return np.concatenate([leaf.reshape(len(leaf), -1) for leaf in found], axis=1)
-
-
-def bowl(asked):
-    """A fitness of any candidates, on the host: how far they are from ½."""
-    return sphere(vectors_of(asked.params) - 0.5)
 
 
 def params(seed=9, dtype=np.float32):
@@ -78,25 +66,16 @@ class TestStrategy(StrategySuite):
 # Ask and tell.
 
 
-@pytest.mark.parametrize("start", [params, partial(params, dtype=np.float64)], ids=["float32", "float64"])
-def test_ask_and_tell_are_pure_and_keep_the_dtype(maker, start):
-    """Nothing given is written to; the same again gives the same bits."""
-    strategy = maker(0.1)
-    state = strategy.init(start())
-    expected = [leaf.dtype for leaf in tree.leaves(state)]
-    for generation in range(3):
-        key = random.fold_in(KEY, generation)
-        before = tree.map(np.copy, state)
-        asked = strategy.ask(state, key, 8)
-        assert_same(state, before)
-        shown, fitness = tree.map(np.copy, asked), bowl(asked)
-        told = strategy.tell(state, asked, fitness)
-        assert_same((state, asked), (before, shown))
-        assert_same(strategy.ask(state, key, 8), asked)
-        assert_same(strategy.tell(state, asked, fitness), told)
-        state = told
-        assert [leaf.dtype for leaf in tree.leaves(state)] == expected
-    assert state.fitness < bowl(Asked(None, tree.map(lambda leaf: leaf[None], start())))[0]
+def test_float64_stays_float64_also_through_a_file(maker, tmp_path):
+    strategy, start = maker(0.1), params(dtype=np.float64)
+    state = strategy.init(start)
+    dtypes = [leaf.dtype for leaf in tree.leaves(state)]
+    half = drive(strategy, state, range(3))
+    assert [leaf.dtype for leaf in tree.leaves(half)] == dtypes and half.best[0].weight.dtype == np.float64
+    strategy.save(half, tmp_path / "state")
+    again = maker(0.2).load(tmp_path / "state", start)  # σ and the like are not part of it
+    assert_same(again, half)
+    assert_same(drive(strategy, again, range(3, 6)), drive(strategy, state, range(6)))
 
 
 def test_a_vector_is_searched_like_a_network(vector_maker, backend):
@@ -139,32 +118,6 @@ def test_by_hand_it_is_the_search_of_any_backend(backend):
     assert_by_hand_it_is_the_search(strategies.snes(), backend)
 
 
-def test_a_candidate_depends_on_its_key_alone(maker, backend):
-    """The first of many candidates are those of a smaller population, and each (pair) is the one drawn on its own."""
-    strategy = maker(0.1)
-    if strategy.plan.points:
-        pytest.skip("quasi-random points are those of a whole population")
-    state = strategy.init(params(), backend=backend)
-    many = strategy.ask(state, KEY, 8, backend=backend)
-    few = strategy.ask(state, KEY, 4, backend=backend)
-    keys = backend.asarray(random.fold_in(KEY, np.arange(4, 6, dtype=np.uint32)))
-    pair = strategy.plan.draw(keys, state.best, backend)
-    np.testing.assert_array_equal(backend.to_numpy(many.draws)[4:6], backend.to_numpy(pair))
-    np.testing.assert_array_equal(
-        vectors_of(backend.to_numpy(many.params))[:4], vectors_of(backend.to_numpy(few.params))
-    )
-
-
-def test_candidates_generations_and_seeds_differ(maker):
-    strategy, found = maker(0.1), []
-    state = strategy.init(params())
-    for seed, generation in ((0, 0), (0, 1), (1, 0)):
-        asked = strategy.ask(state, random.fold_in(random.key(seed), generation), 4)
-        found.append(vectors_of(asked.params))
-    found = np.concatenate(found)
-    assert len(np.unique(found, axis=0)) == 12
-
-
 def test_ask_and_tell_can_be_compiled():
     """A user's own generation, with a fitness of JAX."""
     jax = pytest.importorskip("jax")
@@ -184,17 +137,6 @@ def test_ask_and_tell_can_be_compiled():
 
 
 # Going on from a state.
-
-
-@pytest.mark.parametrize("start", [params, partial(params, dtype=np.float64)], ids=["float32", "float64"])
-def test_a_search_goes_on_from_its_file(maker, start, tmp_path):
-    strategy = maker(0.1)
-    whole = drive(strategy, strategy.init(start()), range(6))
-    half = drive(strategy, strategy.init(start()), range(3))
-    strategy.save(half, tmp_path / "state")
-    again = maker(0.2).load(tmp_path / "state", start())  # σ and the like are not part of it
-    assert_same(again, half)
-    assert_same(drive(strategy, again, range(3, 6)), whole)
 
 
 def test_a_state_of_any_backend_is_saved(backend, tmp_path):
@@ -297,72 +239,7 @@ def test_where_all_are_equal_nothing_is_learned(maker, value):
         np.testing.assert_allclose(centre(strategy, state), centre(strategy, before), atol=1e-6)
 
 
-def test_a_nan_does_not_spread(maker):
-    """Whoever is NaN counts as the worst: as infinity would."""
-    strategy = maker(0.1)
-    some, none = strategy.init(params(), 1e9), strategy.init(params(), 1e9)
-    for generation in range(4):
-        asked = strategy.ask(some, random.fold_in(KEY, generation), 8)
-        fitness = bowl(asked)
-        fitness[[0, 5]] = NAN
-        some = strategy.tell(some, asked, fitness)
-        none = strategy.tell(none, asked, np.where(np.isnan(fitness), INF, fitness))
-        assert_same(some, none)
-    assert all(np.isfinite(leaf).all() for leaf in tree.leaves(some))
-
-
 # Properties.
-
-
-@settings(max_examples=15)
-@given(st.lists(hnp.arrays(np.float64, 6), min_size=1, max_size=4))
-def test_the_best_fitness_never_worsens(maker, values):
-    """Whatever numbers the fitness is: the best is the least so far, and of the candidate that had it."""
-    strategy = maker(0.1)
-    state, least, best = strategy.init(params(dtype=np.float64), 1.0), 1.0, None
-    for generation, fitness in enumerate(values):
-        asked = strategy.ask(state, random.fold_in(KEY, generation), 6)
-        state = strategy.tell(state, asked, fitness)
-        clean = np.where(np.isnan(fitness), INF, fitness)
-        if clean.min() < least:
-            least, best = clean.min(), vectors_of(asked.params)[clean.argmin()]
-        assert state.fitness == least
-        if best is not None:
-            np.testing.assert_allclose(vectors_of(tree.map(lambda leaf: leaf[None], state.best))[0], best, rtol=1e-12)
-
-
-RISING = {
-    "8f + 3": lambda f: 8 * f + 3,
-    "f³": lambda f: f**3,
-    "2ᶠ": lambda f: 2.0**f,
-    "−2⁻ᶠ": lambda f: -(2.0**-f),
-}
-
-
-def without_fitness(values):
-    """The tree without what holds a fitness itself."""
-    if not isinstance(values, tuple):
-        return values
-    names = getattr(values, "_fields", [None] * len(values))
-    return tuple(without_fitness(value) for name, value in zip(names, values, strict=True) if name != "fitness")
-
-
-@settings(max_examples=15)
-@given(
-    values=st.lists(hnp.arrays(np.float64, 8, elements=st.integers(-9, 9)), min_size=1, max_size=3),
-    rising=st.sampled_from(list(RISING)),
-)
-def test_only_the_order_of_the_fitness_counts(maker, values, rising):
-    """Strictly monotone transformations of it change no bit; ties stay ties."""
-    strategy, transform = maker(0.1), RISING[rising]
-    if maker is strategies.simulated_annealing:
-        pytest.skip("annealing takes differences")
-    one = strategy.init(params(dtype=np.float64), 10.0)
-    other = strategy.init(params(dtype=np.float64), transform(10.0))
-    for generation, fitness in enumerate(values):
-        asked = strategy.ask(one, random.fold_in(KEY, generation), 8)
-        one, other = strategy.tell(one, asked, fitness), strategy.tell(other, asked, transform(fitness))
-        assert_same(without_fitness(one), without_fitness(other))
 
 
 @pytest.mark.parametrize("name", ["open_es", "low_rank_es"])
