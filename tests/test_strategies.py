@@ -59,8 +59,13 @@ class TestStrategy(StrategySuite):
     """The laws, of every strategy."""
 
     @pytest.fixture
-    def strategy(self, maker):
-        return maker(0.1)
+    def strategy(self, maker, request):
+        made = maker(0.1)
+        quasi_random = getattr(made.plan, "points", None) in quasi.SEQUENCES
+        if quasi_random and request.node.originalname == "test_no_key_is_drawn_and_split":
+            reason = "scipy scrambles its points by the key itself: nothing is drawn by minimodel.random"
+            request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
+        return made
 
 
 # Ask and tell.

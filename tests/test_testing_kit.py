@@ -96,6 +96,43 @@ def test_a_product_with_the_hessian_is_checked():
         oracles.check_hvp(gradient, (3 * x**2,), (x,), (v,))
 
 
+def test_differences_know_their_rounding():
+    """Far out x + h is rounded to what is not h away, and f has as much to be rounded as x·f′ says."""
+    x = np.array([1e5 + 1 / 3, -3e6, 0.1])
+    oracles.check_gradient(lambda z: z * z, 2 * x, x)
+    oracles.check_gradient(lambda z: np.sin(z) + 1e6, np.cos(x), x)
+
+
+@pytest.mark.parametrize(
+    ("name", "gradient", "x", "fn"),
+    [
+        ("x", np.zeros(1), np.array([300], np.float32), np.square),
+        ("x", np.zeros(1), np.array([3]), np.square),
+        ("gradient", np.array([600], np.float32), np.array([300.0]), np.square),
+        ("fn", np.array([600.0]), np.array([300.0]), lambda z: np.square(z.astype(np.float32))),
+    ],
+)
+def test_differences_of_float32_are_refused(name, gradient, x, fn):
+    """In float32 every difference is rounding, and any gradient at all would be within its error."""
+    with pytest.raises(TypeError, match=f"{name}: expected float64, got (float32|int64); compute it in float64"):
+        oracles.check_gradient(fn, gradient, x)
+
+
+def test_arguments_that_differences_cannot_judge_are_refused():
+    for x in (np.array([np.nan]), np.array([2.0**30])):
+        with pytest.raises(ValueError, match="x: expected finite numbers"):
+            oracles.check_gradient(np.square, 2 * x, x)
+    with pytest.raises(ValueError, match=r"gradient: expected the shape \(2,\), got \(1,\)"):
+        oracles.check_gradient(np.square, np.zeros(1), np.zeros(2))
+    x, narrow = (np.ones(2),), (np.ones(2, np.float32),)
+    cube = lambda params: (params[0] ** 3,)  # noqa: E731
+    for name, arguments in {"params": (x, narrow, x), "tangent": (x, x, narrow), "product": (narrow, x, x)}.items():
+        with pytest.raises(TypeError, match=f"{name}, leaf 0: expected float64, got float32"):
+            oracles.check_hvp(cube, *arguments)
+    with oracles.refuses(AssertionError, r"product: the structure is \(\*, \*\), where \(\*\) was expected"):
+        oracles.check_hvp(cube, (*x, *x), x, x)
+
+
 @given(seed=some.seeds)
 def test_products_in_float32_are_within_their_bound(seed):
     a, b = (
@@ -115,7 +152,31 @@ def test_bits_tell_zeros_and_dtypes_apart():
             oracles.assert_same_bits(zero, other)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_trees_of_other_structures_are_not_the_same():
+    x = np.zeros(1, np.float32)
+    for other in ((x,), (x, None, None), (x, x), (None, x), mm.Layer(x, x)):
+        for check in (oracles.assert_same_bits, oracles.assert_within_ulp, oracles.assert_within_step):
+            with oracles.refuses(AssertionError, r"masks: the structure is .*, where \(\*, None\) was expected"):
+                check(other, (x, None), what="masks")
+
+
+def test_a_step_is_measured_beside_infinities():
+    """They stand where they are expected, and say nothing of the size of the others."""
+    one = np.array([1, np.inf, -np.inf], np.float32)
+    oracles.assert_within_step(one, one.astype(np.float64))
+    for found in ([5, np.inf, -np.inf], [1, -np.inf, -np.inf], [1, 3e38, -np.inf], [np.nan, np.inf, -np.inf]):
+        with oracles.refuses(AssertionError):
+            oracles.assert_within_step(np.array(found, np.float32), one)
+
+
+def test_a_step_does_not_broadcast_and_keeps_integers():
+    with oracles.refuses(AssertionError, r"shape \(3,\) where \(\) was expected"):
+        oracles.assert_within_step(np.zeros(3), np.zeros(()))
+    with oracles.refuses(AssertionError):
+        oracles.assert_within_step(np.array([1_000_001]), np.array([1_000_000]))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_ulps_are_counted_across_zero(dtype):
     one, tiny = np.array([1.0, -2.0], dtype), np.nextafter(dtype(0), dtype(1))
     assert oracles.ulps_apart(one, np.nextafter(np.nextafter(one, dtype(9)), dtype(9))).tolist() == [2, 2]
@@ -123,6 +184,15 @@ def test_ulps_are_counted_across_zero(dtype):
     oracles.assert_within_ulp(one, np.nextafter(one, dtype(9)), 1)
     with oracles.refuses(AssertionError, "2 ulp apart, at most 1"):
         oracles.assert_within_ulp(np.array([tiny]), np.array([-tiny]), 1)
+
+
+def test_infinity_and_nan_have_no_neighbours():
+    most, infinite, nan = (np.array([x], np.float32) for x in (np.finfo(np.float32).max, np.inf, np.nan))
+    for a, b in ((most, infinite), (infinite, nan), (infinite, -infinite)):
+        with oracles.refuses(AssertionError, "ulp apart"):
+            oracles.assert_within_ulp(a, b)
+    with pytest.raises(TypeError, match="ulps_apart: expected floats of 16, 32 or 64 bits, got int32"):
+        oracles.ulps_apart(np.zeros(1, np.int32), np.zeros(1, np.int32))
 
 
 def test_threefry_gives_the_published_answers():
@@ -157,13 +227,55 @@ def test_backends_are_compared_pair_by_pair():
     assert oracles.tier(near, near + np.float32(4e-6)) == "step"
 
 
-def test_a_key_that_is_split_is_not_drawn_from():
-    key = mm.random.key(0)
-    split = mm.random.split(key, 3)
-    oracles.assert_keys_are_used_once(split)
-    for keys, message in ((np.concatenate([key[None], split]), "folded or split"), (split[[0, 0]], "drawn from twice")):
-        with oracles.refuses(AssertionError, message):
-            oracles.assert_keys_are_used_once(keys)
+def test_only_floats_are_an_ulp_or_a_step_apart():
+    for dtype in (np.int32, np.int8, bool, np.uint32):
+        assert oracles.tier(np.array([1], dtype), np.array([0], dtype)) == "none"
+        assert oracles.tier(np.array([1], dtype), np.array([1], dtype)) == "exact"
+    one = np.ones(2, np.float32)
+    for other in ((one, one), (one, None), one[:1], one.astype(np.float64)):
+        assert oracles.tier(other, one) == "none"
+
+
+def test_backends_of_one_name_are_numbered_and_one_is_enough():
+    x = np.ones(3, np.float32)
+    found = oracles.compare_backends(doubled, x, on=("numpy", mm.backends.load("numpy", debug=True)))
+    assert [pair.other for pair in found.pairs[:3]] == ["numpy compiled", "numpy (2) eager", "numpy (2) compiled"]
+    for one in ("numpy", mm.backends.load("numpy")):
+        assert oracles.compare_backends(doubled, x, on=one).pairs == (("numpy eager", "numpy compiled", "exact"),)
+    with pytest.raises(ValueError, match="on: expected a backend or several, got none"):
+        oracles.compare_backends(doubled, x, on=())
+
+
+KEY = mm.random.key(0)
+RUNS = {
+    "children": lambda b: [mm.random.bits(key, backend=b) for key in mm.random.split(KEY, 3)],
+    "drawn from twice": lambda b: [mm.random.bits(KEY, (n,), backend=b) for n in (1, 2)],
+    "folded or split": lambda b: (mm.random.bits(KEY, backend=b), mm.random.split(KEY)),
+    "split as well": lambda b: (mm.random.fold_in(KEY, 100), mm.random.normal(KEY, backend=b)),
+    "folded or split as well: one": lambda b: (
+        mm.random.bits(KEY, backend=b),
+        mm.random.bits(mm.random.fold_in(mm.random.fold_in(KEY, 0), 1), backend=b),
+    ),
+}
+
+
+@pytest.mark.parametrize("message", RUNS)
+def test_a_key_that_is_split_is_not_drawn_from(message):
+    """Nor is one of which a child far away, or a grandchild, is drawn from."""
+    keys = oracles.keys_used(RUNS[message])
+    if message == "children":
+        oracles.assert_keys_are_used_once(keys)
+        assert (keys.folded == KEY).all() and len(keys.drawn) == 3
+        return
+    with oracles.refuses(AssertionError, message):
+        oracles.assert_keys_are_used_once(keys)
+
+
+def test_keys_that_were_split_elsewhere_are_found_by_their_children():
+    key = KEY[None]
+    keys = oracles.Keys(np.concatenate([key, mm.random.split(KEY, 3)]), key[:0])
+    with oracles.refuses(AssertionError, "folded or split"):
+        oracles.assert_keys_are_used_once(keys)
 
 
 # Strategies.

@@ -79,6 +79,13 @@ def descended(params: Any, x: Any, y: Any, *, network: mm.Network) -> Any:
     return mm.value_and_grad(network, "softmax_cross_entropy", params, x, y)
 
 
+def at_a_boundary(size: int, boundary: int = 64) -> np.ndarray:
+    """Zeros (size,) in float32 whose memory begins at a multiple of so many bytes, cut from a larger buffer."""
+    raw = np.zeros(4 * size + boundary, np.uint8)
+    start = -raw.ctypes.data % boundary
+    return raw[start : start + 4 * size].view(np.float32)
+
+
 def product(backend: Backend, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """On the host."""
     return np.asarray(backend.to_numpy(backend.integer_matmul(backend.asarray(a), backend.asarray(b))))
