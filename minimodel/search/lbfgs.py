@@ -120,7 +120,9 @@ class LBFGS:
         s = tree.map(lambda new, old: new - old, params, state.point)
         y = tree.map(lambda new, old: new - old, g, state.gradient)
         curvature = dot(s, y, state.loss)
-        keep = accept & (curvature > xp.finfo(curvature.dtype).eps * dot(y, y, state.loss))
+        kind = xp.finfo(curvature.dtype)  # below the smallest normal number the inverse may overflow
+        least = xp.maximum(kind.eps * dot(y, y, state.loss), xp.full_like(curvature, float(kind.smallest_normal)))
+        keep = accept & (curvature > least)
         rho = xp.where(keep, 1 / xp.where(keep, curvature, xp.ones_like(curvature)), xp.zeros_like(curvature))
 
         def push(old: Array, new: Array) -> Array:
