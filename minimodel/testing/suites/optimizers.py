@@ -230,7 +230,7 @@ class OptimizerSuite(Suite):
 
     @law(2, seed=st.integers(0, 99), population=some.populations)
     def test_every_backend_takes_the_same_steps(self, optimizer: Optimizer, seed: int, population: int | None) -> None:
-        """Steps in float32, as one program, are those in float64 to the tier "step", and float32 throughout.
+        """Steps in float32, as one program, are those in float64 to the tier "step", float32 throughout; masks hold.
 
         Why: one source; and one float64 number drags the state to float64.
         Source: the tier "step".
@@ -249,3 +249,5 @@ class OptimizerSuite(Suite):
             assert_floats_are("float32", found, backend.name)
             ours = backend.to_numpy(found)
             assert_within_step((ours[0], ours[3]), (losses, read), backend.name)
+            for layer, mask in zip(ours[1], masks, strict=True):
+                assert not layer.weight[..., ~mask].any(), f"{backend.name}: a masked weight moved"
