@@ -1,4 +1,4 @@
-"""What is promised across backends: exact bits, the same start, the same masks and integers, one step alike."""
+"""What is promised across backends beyond the laws of one: the same start, each kind of step alike, recorded runs."""
 
 from dataclasses import replace
 
@@ -6,20 +6,11 @@ import numpy as np
 import pytest
 
 import minimodel as mm
-from minimodel import losses, optimizers, qarray, random, ranges, tree
-from minimodel.compress.calibration import calibrate
-from minimodel.compress.masks import Choice, choose
-from minimodel.compress.patterns import unstructured
-from minimodel.problem import to_backend
+from minimodel import losses, optimizers, random, tree
 
 NETWORK = mm.Network((4, 6, 3))
 STEP = {"rtol": 1e-5, "atol": 1e-6}  # one forward, gradient or update
 ONE_STEP = {"epochs": 1, "batch_size": 10_000, "optimizer": optimizers.sgd(0.05)}
-
-
-@pytest.fixture
-def numpy_backend():
-    return mm.backends.load("numpy")
 
 
 def trained(population=None):
@@ -51,80 +42,6 @@ def assert_moved(found, start):
     assert any((ours != before).any() for ours, before in zip(tree.leaves(found), tree.leaves(start), strict=True))
 
 
-# Exact.
-
-
-@pytest.mark.parametrize("seed", [0, 12345, 2**40 + 7, [1, 2, 3]], ids=str)
-def test_draws_are_the_same_bits(seed, backend):
-    key = random.key(seed)
-    for draw, *arguments in (
-        (random.bits, (33,)),
-        (random.uniform, (4, 5)),
-        (random.uniform, (4, 5), -1.0, 1.0),
-        (random.permutation, 33),
-    ):
-        assert_exact((backend.to_numpy(draw(key, *arguments, backend=backend)),), (draw(key, *arguments),))
-    assert_exact((backend.to_numpy(random.fold_in(backend.asarray(key), 9)),), (random.fold_in(key, 9),))
-    assert_exact((backend.to_numpy(random.split(backend.asarray(key), 3)),), (random.split(key, 3),))
-
-
-def chosen(scores, removed, backend):
-    """The masks that remove so many: of all weights, or of each layer."""
-    pooled = len(removed) == 1
-    sizes = [score.shape[-2] * score.shape[-1] for score in scores]
-    groups = [sum(sizes)] if pooled else sizes
-    kept = tuple(np.asarray(size - n, np.int32) for size, n in zip(groups, removed, strict=True))
-    run = backend.jit(choose, static=("choice",))
-    return run(scores, None, kept, choice=Choice(backend, unstructured(), pooled, (0,) * len(sizes)))
-
-
-@pytest.mark.parametrize("removed", [[0], [17], [42], [13, 5], [24, 0]], ids=str)
-def test_equal_weights_give_equal_masks(removed, backend, population, numpy_backend):
-    params = trained(population).params
-    masks = [
-        each.to_numpy(chosen(to_backend(each, tuple(np.abs(layer.weight) for layer in params)), removed, each))
-        for each in (backend, numpy_backend)
-    ]
-    assert_exact(*masks)
-    members = population or 1
-    assert sum(int((~mask).sum()) for mask in masks[0]) == members * sum(removed)
-
-
-@pytest.mark.parametrize("options", [{"sparsity": 0.5}, {"allocation": [0.4, 0.3]}, {"threshold": 0.3}], ids=str)
-def test_prune_chooses_the_same_weights(options, backend, population, splits):
-    ours, theirs = (
-        mm.prune(trained(population), splits, seed=0, backend=each, epochs=0, **options) for each in (backend, "numpy")
-    )
-    assert_exact(ours.masks, theirs.masks)
-    assert_exact(ours.params, theirs.params)
-    assert 0 < sum(int(mask.sum()) for mask in ours.masks) < sum(mask.size for mask in ours.masks)
-
-
-@pytest.mark.parametrize("scheme", qarray.SCHEMES)
-@pytest.mark.parametrize("bits", [1, 2, 4, 8])
-@pytest.mark.parametrize("granularity", ["channel", 4])
-def test_equal_weights_and_scales_give_equal_integers(bits, scheme, granularity, backend, numpy_backend):
-    w = np.random.default_rng(0).normal(size=(3, 30, 7)).astype(np.float32)
-    w[:, :5] = 0
-    quantizer = calibrate(w, bits, scheme=scheme, granularity=granularity, range_of=ranges.min_max)
-    found = [
-        each.to_numpy(qarray.quantize(each.asarray(w), to_backend(each, quantizer)))
-        for each in (backend, numpy_backend)
-    ]
-    assert_exact(*found)
-    assert len(np.unique(found[0].values)) > (1 if bits == 1 else 2)
-    restored = [each.to_numpy(qarray.dequantize(tree.map(each.asarray, found[0]))) for each in (backend, numpy_backend)]
-    assert_exact((restored[0],), (restored[1],))
-
-
-def test_quantize_gives_the_same_integers(backend, population, splits):
-    ours, theirs = (
-        mm.quantize(trained(population), splits, seed=0, bits=4, backend=each, epochs=0) for each in (backend, "numpy")
-    )
-    assert_exact(ours.quantized, theirs.quantized)
-    assert_exact(ours.params, theirs.params)
-
-
 # The same start.
 
 
@@ -137,20 +54,6 @@ def test_searches_start_from_the_same_parameters(algorithm, backend, splits):
 
 
 # One step.
-
-
-def test_one_step_of_gradient_descent(backend, population, splits):
-    start = trained(population).params
-    ours, theirs = (
-        mm.gradient_descent(
-            NETWORK, learnable(splits), seed=0, backend=each, params=start, population=population, **ONE_STEP
-        )
-        for each in (backend, "numpy")
-    )
-    assert_moved(ours.params, start)
-    assert_close(ours.params, theirs.params)
-    for name in ("loss", "validation_loss"):
-        np.testing.assert_allclose(ours.history[name], theirs.history[name], **STEP)
 
 
 def test_one_step_of_blurred_and_weighted_training(backend, population, splits):

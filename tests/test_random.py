@@ -52,17 +52,6 @@ def test_threefry_gives_the_published_answers(backend, counter, key, answer):
     assert tuple(int(backend.to_numpy(word)[0]) for word in found) == answer
 
 
-def test_bits_count_up_and_fold_both_words_of_threefry(backend):
-    """Word i of a key is a ⊕ b where (a, b) is the answer for the counter (0, i)."""
-    folded = KNOWN_ANSWERS[0][2][0] ^ KNOWN_ANSWERS[0][2][1]
-    words = host(random.bits, random.key(0), (5,), backend=backend)
-    assert words.dtype == np.uint32 and int(words[0]) == folded
-    for i in range(5):
-        counter = np.uint32([0]), np.uint32([i])
-        a, b = threefry2x32((np.uint32([0]), np.uint32([0])), *counter)
-        assert words[i] == a[0] ^ b[0]
-
-
 # keys
 
 
@@ -219,20 +208,6 @@ def test_the_ends_of_the_uniform_give_finite_normals(backend):
 # a population of keys
 
 
-@given(
-    seed=seeds,
-    population=st.sampled_from([(3,), (2, 2)]),
-    shape=st.sampled_from([(17,), (2, 3)]),
-    draw=st.sampled_from(sorted(DRAWS)),
-)
-def test_a_population_of_keys_gives_what_single_keys_give(backend, seed, population, shape, draw):
-    keys = random.split(random.key(seed), int(np.prod(population))).reshape(*population, 2)
-    together = host(DRAWS[draw], keys, shape, backend=backend)
-    assert together.shape == (*population, *shape)
-    for member in np.ndindex(population):
-        np.testing.assert_array_equal(together[member], host(DRAWS[draw], keys[member], shape, backend=backend))
-
-
 @given(seed=seeds, population=st.sampled_from([1, 3]), n=st.sampled_from([1, 12]))
 def test_a_population_of_permutations_is_that_of_single_keys(backend, seed, population, n):
     keys = random.split(random.key(seed), population)
@@ -257,12 +232,6 @@ def test_blocked_words_equal_unblocked_ones(monkeypatch, seed, population, shape
 def test_blocks_of_the_real_size_join_without_a_seam():
     keys, size = random.split(random.key(3), 2), numpy_backend.WORDS + 1
     np.testing.assert_array_equal(numpy_backend.random_bits(keys, (size,)), array_api.random_bits(np, keys, (size,)))
-
-
-@given(seed=seeds, n=st.integers(1, 40), more=st.integers(0, 40))
-def test_a_longer_draw_starts_with_the_shorter_one(seed, n, more):
-    longer = host(random.bits, random.key(seed), (n + more,))
-    np.testing.assert_array_equal(longer[:n], host(random.bits, random.key(seed), (n,)))
 
 
 # laws

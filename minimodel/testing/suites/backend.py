@@ -481,7 +481,7 @@ class BackendSuite(Suite):
         """
         model, data = rounded_model(seed, population), problem()
         found, expected = (mm.prune(model, data, seed=0, sparsity=0.5, epochs=0, backend=b) for b in (backend, "numpy"))
-        assert_same_bits(found.masks, expected.masks)
+        assert_same_bits((found.masks, found.params), (expected.masks, expected.params))
         assert sum(int(mask.sum()) for mask in found.masks or ()) == (population or 1) * 21
 
     @law(2, seed=st.integers(0, 2**32), bits=st.sampled_from((2, 8)))
@@ -493,4 +493,4 @@ class BackendSuite(Suite):
         """
         model, data = rounded_model(seed, None), problem()
         found, expected = (mm.quantize(model, data, seed=0, bits=bits, epochs=0, backend=b) for b in (backend, "numpy"))
-        assert_same_bits(found.quantized, expected.quantized)
+        assert_same_bits((found.quantized, found.params), (expected.quantized, expected.params))
