@@ -24,9 +24,13 @@ class TestStrict(BackendSuite):
         return mm.backends.load("array_api:array_api_strict")
 
 
-NO_UINT32 = 'torch.ones(1, dtype=torch.uint32) + 1 is "add_stub" not implemented for UInt32: no threefry on the device'
+NO_UINT32 = (
+    'torch.ones(1, dtype=torch.uint32) + 1 is "add_stub" not implemented for UInt32: no threefry on the device',
+    "not implemented for 'UInt32'",
+)
 NO_SCALARS = (
-    'torch.asarray(np.array(0.9), dtype=torch.float32, copy=True) is "can\'t alias tensor": no numbers of a config'
+    'torch.asarray(np.array(0.9), dtype=torch.float32, copy=True) is "can\'t alias tensor": no numbers of a config',
+    "can't alias tensor with dtype 'Double'",
 )
 
 
@@ -35,7 +39,10 @@ class TestTorch(BackendSuite):
     asks for: that is added here, one line."""
 
     expected_failures: ClassVar = {
-        "asarray_keeps_values_shape_and_dtype": "torch.asarray(np.ones(2)[::-1]) is refused: no negative strides",
+        "asarray_keeps_values_shape_and_dtype": (
+            "torch.asarray(np.ones(2)[::-1]) is refused: no negative strides",
+            "negative strides are not currently supported",
+        ),
         "random_bits_are_threefry": NO_UINT32,
         "random_bits_count_in_row_major_order": NO_UINT32,
         "random_bits_of_many_keys_are_those_of_each": NO_UINT32,
@@ -146,7 +153,11 @@ class TestOptaxYogi(OptaxSuite):
 
     name = "yogi"
     expected_failures: ClassVar = {
-        "masked_weights_stay_zero": "optax.yogi(1.0).update(0, init(0)) is not 0: m starts at 1e-6"
+        "masked_weights_stay_zero": (
+            "optax.yogi(1.0).update(0, init(0)) is not 0: m starts at 1e-6",
+            "a masked weight moved",
+        ),
+        "every_backend_takes_the_same_steps": ("so it does on JAX", "jax: a masked weight moved"),
     }
 
 
@@ -239,7 +250,10 @@ class EvosaxSuite(StrategySuite):
         return FromEvosax(self.make)
 
 
-BY_JAX = "evosax draws by jax.random: no key of minimodel.random is drawn from, and none can be watched"
+BY_JAX = (
+    "evosax draws by jax.random: no key of minimodel.random is drawn from, and none can be watched",
+    "no key was drawn from",
+)
 
 
 class TestEvosaxSNES(EvosaxSuite):
@@ -258,7 +272,10 @@ class TestEvosaxOpenES(EvosaxSuite):
     third is the first one's, of two the second."""
 
     expected_failures: ClassVar = {
-        "a_candidate_depends_on_its_key_alone": "Open_ES draws z for one half, and the other is −z",
+        "a_candidate_depends_on_its_key_alone": (
+            "Open_ES draws z for one half, and the other is −z",
+            "the first candidates",
+        ),
         "no_key_is_drawn_and_split": BY_JAX,
     }
 

@@ -17,6 +17,7 @@ from minimodel import model, qarray, tree
 from minimodel.testing import alarms, oracles, registration, suites
 from minimodel.testing import strategies as some
 from minimodel.testing.machine import Lifecycle
+from minimodel.testing.strategies import law
 
 SUITES = [value for name, value in vars(suites).items() if name.endswith("Suite") and name != "Suite"]
 
@@ -400,42 +401,142 @@ def test_a_broken_life_is_found_by_the_invariant_that_names_it(machine, message)
         machine.TestCase("runTest").runTest()
 
 
+def test_an_expected_failure_for_another_reason_is_a_failure():
+    broken = replace(mm.backends.load("numpy"), take=lambda x, rows: x[rows] + 1)
+    for match, outcome in (("Not equal|not equal|equal", "expected"), ("no uint32", "failed")):
+        mine = type("Mine", (suites.BackendSuite,), {"expected_failures": {"take_gives_rows": ("off", match)}})
+        (found,) = suites.run(mine, broken, only=("take_gives_rows",), shrink=False)
+        assert found.outcome == outcome
+    assert found.error.startswith("it was expected to fail with 'no uint32', and fails with\nAssertionError")
+
+
+def test_a_check_that_there_is_not_is_refused():
+    with pytest.raises(ValueError, match=r"only: expected checks of BackendSuite, got 'nope'; there are \('asarray_"):
+        suites.run(suites.BackendSuite, mm.backends.load("numpy"), only=("nope",))
+
+
+class Own(suites.FileSuite):
+    seen: ClassVar = []
+
+    @law(5, x=st.integers(0, 10**9))
+    def test_of_my_own(self, files, x):
+        self.seen.append(x)
+
+
+def test_a_check_needs_no_docstring_and_a_seed_is_that_of_one_run():
+    drawn = []
+    for seed in (None, 1, 2, None):
+        Own.seen.clear()
+        (found,) = suites.run(Own, None, only=("of_my_own",), seed=seed)
+        assert found.outcome == "passed" and found.law == ""
+        drawn.append(tuple(Own.seen))
+    assert drawn[0] == drawn[3] and len(set(drawn)) == 3
+
+
 # Ways in.
 
-MINE = """
-import pytest
+
+def pytest_run(folder, source, *arguments):
+    """pytest on a module, in a run of its own."""
+    (folder / "test_mine.py").write_text(f"import pytest\nfrom minimodel.testing.suites import FileSuite\n{source}")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments, "."]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+BACKENDS = """
 import minimodel as mm
 from minimodel.testing.suites import BackendSuite
 
 class TestBackend(BackendSuite):
     pass
-
-class TestSkipping(BackendSuite):
-    expected_failures = {"take_gives_rows": "not so"}
-    @pytest.fixture
-    def backend(self):
-        return mm.backends.load("numpy", debug=True)
-    def test_scan_is_a_loop(self, backend):
-        pytest.skip("later")
 """
 
 
-def test_the_plugin_counts_checks_and_lets_none_be_skipped(tmp_path):
-    """In a run of its own: the fixture, strict expected failures, and a check that skips itself."""
-    (tmp_path / "test_mine.py").write_text(MINE)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--minimodel-backends", "numpy", "."]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+def test_the_plugin_has_a_fixture_of_backends(tmp_path):
+    only = "scan or nothing_else"
+    done = pytest_run(tmp_path, BACKENDS, "--minimodel-backends", "numpy", "-k", only)
     count = len(suites.BackendSuite.checks())
-    assert done.returncode == 1
-    assert f"TestBackend[numpy]: {count} of {count}" in done.stdout
-    assert f"2 failed, {2 * count - 2} passed" in done.stdout
-    assert "a check does not skip" in done.stdout and "XPASS(strict)" in done.stdout
+    assert done.returncode == 0
+    assert f"TestBackend[numpy]: 3 of {count} ({count - 3} not selected)" in done.stdout
+
+
+# Suites whose checks take no time: what passes and fails is what the fixture says.
+QUICK = """
+class Quick(FileSuite):
+    @pytest.fixture
+    def files(self):
+        return ("masks_come_back",)
+
+for name in FileSuite.checks():
+    def check(self, files, name=name):
+        assert name not in files, "it is broken"
+    check.__name__ = f"test_{name}"
+    setattr(Quick, check.__name__, check)
+
+class TestMine(Quick):
+    expected_failures = {"masks_come_back": ("it is so", "broken")}
+"""
+GREEN = """
+class TestAbsent(Quick):
+    @pytest.fixture
+    def files(self):
+        pytest.skip("there is none")
+"""
+RED = """
+class TestMarked(TestMine):
+    @pytest.mark.skip(reason="slow")
+    def test_integers_come_back(self, files):
+        pass
+
+class TestSkipping(TestMine):
+    def test_integers_come_back(self, files):
+        pytest.skip("later")
+
+class TestOther(Quick):
+    expected_failures = {"masks_come_back": ("it is so", "another")}
+
+class TestPassing(Quick):
+    expected_failures = {"masks_come_back": "it is so", "integers_come_back": "not so"}
+"""
+FILES = len(suites.FileSuite.checks())
+
+
+def test_the_plugin_counts_checks_and_says_why_some_did_not_run(tmp_path):
+    done = pytest_run(tmp_path, QUICK + GREEN)
+    assert done.returncode == 0 and f"TestMine: {FILES} of {FILES}\n" in done.stdout, done.stdout
+    assert f"TestAbsent: 0 of {FILES} (there is none)" in done.stdout
+    done = pytest_run(tmp_path, QUICK + GREEN, "-n", "2", "-k", "masks or integers")
+    assert done.returncode == 0 and f"TestMine: 2 of {FILES} ({FILES - 2} not selected)" in done.stdout, done.stdout
+    assert f"TestAbsent: 0 of {FILES} (there is none; {FILES - 2} not selected)" in done.stdout
+
+
+def test_the_plugin_lets_no_check_be_skipped_or_fail_otherwise(tmp_path):
+    done = pytest_run(tmp_path, QUICK + RED)
+    assert done.returncode == 1 and "3 failed" in done.stdout and "1 error" in done.stdout, done.stdout
+    assert done.stdout.count("integers_come_back: a check is not skipped; name it in expected_failures") == 2
+    assert "masks_come_back: expected to fail with 'another', got\nit is broken" in done.stdout
+    assert "XPASS(strict)" in done.stdout and f"TestMarked: {FILES - 1} of {FILES}" in done.stdout
+
+
+LOSING = """
+import pytest
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item):
+    return True if "integers" in item.name else None
+"""
+
+
+@pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["alone", "xdist"])
+def test_a_check_that_was_selected_and_did_not_run_fails_the_run(tmp_path, workers):
+    """Whatever kept it from running."""
+    (tmp_path / "conftest.py").write_text(LOSING)
+    done = pytest_run(tmp_path, QUICK, *workers)
+    assert done.returncode == 1 and f"TestMine: {FILES - 1} of {FILES} (1 did not run)" in done.stdout, done.stdout
 
 
 def test_a_check_that_is_not_collected_is_an_error(tmp_path):
-    (tmp_path / "test_mine.py").write_text(MINE.replace("    pass\n", "    test_take_gives_rows = None\n"))
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--minimodel-backends", "numpy", "."]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = pytest_run(tmp_path, BACKENDS.replace("    pass\n", "    test_take_gives_rows = None\n"))
     assert done.returncode == 4 and "TestBackend: not collected: take_gives_rows" in done.stderr
 
 

@@ -47,12 +47,16 @@ populations = st.sampled_from((None, MEMBERS))
 def law(examples: int = 20, **drawn: st.SearchStrategy[Any]) -> Callable[[Any], Any]:
     """``given(**drawn)`` with so many examples: the same on every run, no deadline, no health checks.
 
-    ``check.unshrunk`` is the same for who only asks whether it fails.
+    ``check.again(shrink)`` is another of the kind, for who only asks whether it fails, or with a seed of its own.
     """
 
     def decorate(check: Any) -> Any:
-        drawing: Any = settings(CALM, max_examples=examples)(given(**drawn)(check))
-        drawing.unshrunk = settings(CALM, max_examples=examples, phases=[Phase.generate])(given(**drawn)(check))
+        def again(shrink: bool) -> Any:
+            phases = CALM.phases if shrink else [Phase.generate]
+            return settings(CALM, max_examples=examples, phases=phases)(given(**drawn)(check))
+
+        drawing = again(shrink=True)
+        drawing.again = again
         return drawing
 
     return decorate

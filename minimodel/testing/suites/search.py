@@ -123,8 +123,8 @@ class StrategySuite(Suite):
     def test_no_key_is_drawn_and_split(self, strategy: Strategy, seed: int) -> None:
         """In a generation no key is drawn from twice, and none that is drawn from is folded or split; one at least is.
 
-        Why: the numbers would be the same, or made of the same words. A strategy that draws by other means than
-        minimodel.random passes nowhere unseen: it has to be an expected failure.
+        Why: the numbers would be the same, or made of the same words. How a strategy that draws by
+        other means than minimodel.random uses its keys cannot be seen, which makes this an expected failure.
         Source: minimodel.random; JAX documentation, jax_debug_key_reuse.
         """
 
