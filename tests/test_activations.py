@@ -87,8 +87,7 @@ def test_torch_gives_the_same_value_slope_and_curvature(name, oracle):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_far_out_nothing_overflows(name, backend):
-    """At ±10⁴ the functions are their limits: finite, without a warning."""
+def test_far_out_the_functions_are_their_limits(name, backend):
     limit, slopes = LIMITS[name]
     z = backend.asarray(np.array([-1e4, 1e4]), backend.xp.float32)
     value, slope, curvature = (backend.to_numpy(part) for part in derivatives(name, z))
