@@ -196,6 +196,14 @@ def test_infinity_and_nan_have_no_neighbours():
         oracles.ulps_apart(np.zeros(1, np.int32), np.zeros(1, np.int32))
 
 
+def test_another_refusal_is_told():
+    with (
+        pytest.raises(AssertionError, match="refused with 'too long', where 'too short' was expected"),
+        oracles.refuses(ValueError, "too short"),
+    ):
+        raise ValueError("too long")
+
+
 def test_threefry_gives_the_published_answers():
     assert oracles.threefry((0, 0), (0, 0)) == (0x6B200159, 0x99BA4EFE)
     key, counter = (0x13198A2E, 0x03707344), (0x243F6A88, 0x85A308D3)
@@ -377,24 +385,83 @@ def test_an_expected_failure_that_passes_is_a_failure():
 
 
 class TestLifecycle(Lifecycle.TestCase):
-    """On NumPy, plain and strict."""
+    """On every backend that is installed."""
 
 
-class Forgetful(Lifecycle):
+class OnNumPy(Lifecycle):
+    backends = ("numpy",)
+
+
+class Forgetful(OnNumPy):
     """Masks are not saved."""
 
     def save(self, given):
         return super().save(replace(given, masks=None) if given.quantized is None else given)
 
 
-class Regrowing(Lifecycle):
+class Regrowing(OnNumPy):
     """Retraining goes on without the masks."""
 
     def take(self, backend, step, *args, **options):
         super().take(backend, step, *args, **{name: value for name, value in options.items() if name != "masks"})
 
 
-@pytest.mark.parametrize(("machine", "message"), [(Forgetful, "masks got lost"), (Regrowing, "the masks are gone")])
+class Leaking(OnNumPy):
+    """Pruned weights come back from a file as a little more than 0."""
+
+    def load(self, raw):
+        found = super().load(raw)
+        if not found.masks or found.quantized:
+            return found
+        return replace(found, params=tuple(p._replace(weight=p.weight + np.float32(1e-9)) for p in found.params))
+
+    def take(self, backend, step, *args, **options):
+        super().take(backend, step, *args, **options)
+        self.model = self.load(self.save(self.model))
+
+
+class TooFar(OnNumPy):
+    """The least integer is that of two's complement, whatever the scheme."""
+
+    def take(self, backend, step, *args, **options):
+        super().take(backend, step, *args, **options)
+        if self.model.quantized and not self.model.masks:
+            least = np.int8(-(2 ** (self.model.bits - 1)))
+            integers = tuple(q._replace(values=np.full_like(q.values, least)) for q in self.model.quantized)
+            params = zip(map(qarray.dequantize, integers), self.model.params, strict=True)
+            params = tuple(layer._replace(weight=weight) for weight, layer in params)
+            self.model = replace(self.model, quantized=integers, params=params)
+
+
+class Careless(OnNumPy):
+    """Of a run that stops the last parameters are kept, not the last finite ones."""
+
+    def take(self, backend, step, *args, **options):
+        super().take(backend, step, *args, **options)
+        if self.stopped:
+            huge = tree.map(lambda leaf: leaf * np.float32(1e30), self.model.params)
+            self.model = replace(self.model, params=huge)
+
+
+class Unheard(OnNumPy):
+    """A run that leaves the finite numbers goes on as if nothing had been."""
+
+    def take(self, backend, step, *args, **options):
+        super().take(backend, step, *args, **options)
+        self.stopped = None
+
+
+@pytest.mark.parametrize(
+    ("machine", "message"),
+    [
+        (Forgetful, "masks got lost"),
+        (Regrowing, "the masks are gone"),
+        (Leaking, "a pruned weight is not 0"),
+        (TooFar, "out of range"),
+        (Careless, "the loss is not finite"),
+        (Unheard, "did not stop the run"),
+    ],
+)
 def test_a_broken_life_is_found_by_the_invariant_that_names_it(machine, message):
     machine.TestCase.settings = settings(Lifecycle.TestCase.settings, phases=[Phase.generate])
     with oracles.refuses(AssertionError, message):

@@ -1,7 +1,7 @@
 """The laws of quantizers, and of files that hold models."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from minimodel.testing.oracles import (
     assert_dtype,
     assert_same_bits,
     installed,
+    positive_zeros,
     refuses,
 )
 from minimodel.testing.strategies import law
@@ -179,7 +180,7 @@ class QuantizerSuite(Suite):
 
     @law(10, w=some.arrays((some.MEMBERS, 6, 3), np.float32))
     def test_a_population_is_its_members(self, quantizer: Quantization, w: np.ndarray) -> None:
-        """Weights (*population, in, out) give each member its own scales and integers.
+        """Weights (*population, in, out) give each member its own integers, scales and zero points.
 
         Why: P networks are quantized as one array program.
         Source: DESIGN, parameters and the population axis.
@@ -187,18 +188,22 @@ class QuantizerSuite(Suite):
         found = quantizer.quantize(w, quantizer.levels(w))
         for i in range(some.MEMBERS):
             alone = quantizer.quantize(w[i], quantizer.levels(w[i]))
-            assert_same_bits((found.values[i], found.scale[i]), (alone.values, alone.scale), f"member {i}")
+            assert_same_bits(tree.map(lambda leaf, i=i: leaf[i], found), alone, f"member {i}")
 
     @law(5, w=weights)
     def test_nothing_given_is_consumed(self, quantizer: Quantization, w: np.ndarray) -> None:
-        """The weights are as they were.
+        """The weights, the levels and the gradient are as they were.
 
         Why: they are trained on, behind the rounding.
         Source: CONTRIBUTING, augmented assignment only on arrays the function owns.
         """
-        kept, levels = w.copy(), quantizer.levels(w)
-        quantizer.quantize(w, levels), quantizer.fake_quantize(w, levels), quantizer.straight_through(w, levels, w)
-        assert_same_bits(w, kept, "the weights")
+        before, levels, gradient = w.copy(), quantizer.levels(w), np.linspace(1, 2, w.size, dtype=np.float32)
+        gradient = gradient.reshape(w.shape)
+        assert_same_bits(w, before, "the weights")
+        kept = tree.map(np.copy, (w, levels, gradient))
+        quantizer.quantize(w, levels), quantizer.fake_quantize(w, levels)
+        quantizer.straight_through(w, levels, gradient)
+        assert_same_bits((w, levels, gradient), kept, "weights, levels and gradient")
 
     @law(5, w=weights)
     def test_every_backend_gives_the_same_integers(self, quantizer: Quantization, w: np.ndarray) -> None:
@@ -233,6 +238,34 @@ class FileSuite(Suite):
         params = tuple(layer._replace(weight=layer.weight * m) for layer, m in zip(case.params, masks, strict=True))
         return mm.Model(NETWORK, params, losses.softmax_cross_entropy, masks=masks)
 
+    def full(self, seed: int, population: int | None, labels: bool) -> mm.Model:
+        """A model that holds all that there is: also integers, a selection of inputs, and what its data were like."""
+        model, rng = self.model(seed, population), np.random.default_rng(seed)
+        way = quantization(5, "asymmetric")
+        integers = [way.quantize(layer.weight, way.levels(layer.weight)) for layer in model.params]
+        integers = [
+            q._replace(values=np.where(mask, q.values, q.zero_point))
+            for q, mask in zip(integers, model.masks or (), strict=True)
+        ]
+        params = [layer._replace(weight=qarray.dequantize(q)) for layer, q in zip(model.params, integers, strict=True)]
+
+        def fitted(size: int) -> mm.Normalization:
+            return mm.Normalization(rng.normal(size=size).astype(np.float32), 1 + rng.random(size, np.float32))
+
+        return replace(
+            model,
+            network=Network(NETWORK.layer_sizes, ("silu", "relu")[seed % 2], "glorot"),
+            params=tuple(params),
+            loss=losses.softmax_cross_entropy if labels else losses.huber(0.5 + seed % 3),
+            normalization=fitted(4),
+            targets=None if labels else fitted(3),
+            classes=("one", "two", "δ") if labels else None,
+            split_seed=seed,
+            quantized=tuple(integers),
+            bits=5,
+            inputs=rng.permutation(np.arange(6) < 4),
+        )
+
     def again(self, files: Any, model: mm.Model) -> mm.Model:
         """What comes back."""
         return files.loads(files.dumps(model))
@@ -259,7 +292,7 @@ class FileSuite(Suite):
         model = self.model(seed, population)
         found = self.again(files, model)
         assert_same_bits(found.masks, model.masks, "masks")
-        assert_same_bits(tree.map(lambda leaf: leaf + 0, found.params), tree.map(lambda leaf: leaf + 0, model.params))
+        assert_same_bits(positive_zeros(found.params), positive_zeros(model.params), "weights")
 
     @law(10, seed=some.seeds, bits=st.integers(1, 8), scheme=st.sampled_from(qarray.SCHEMES), masked=st.booleans())
     def test_integers_come_back(self, files: Any, seed: int, bits: int, scheme: str, masked: bool) -> None:
@@ -283,8 +316,39 @@ class FileSuite(Suite):
         found = self.again(files, model)
         assert found.bits == bits
         assert_same_bits(found.quantized, model.quantized, "integers")
-        ours, theirs = (tree.map(lambda leaf: leaf + 0, each.params) for each in (found, model))
-        assert_same_bits(ours, theirs, "weights")
+        assert_same_bits(positive_zeros(found.params), positive_zeros(model.params), "weights")
+
+    @law(10, seed=some.seeds, population=some.populations, labels=st.booleans())
+    def test_everything_a_model_holds_comes_back(
+        self, files: Any, seed: int, population: int | None, labels: bool
+    ) -> None:
+        """Network, loss with its numbers, normalizations, classes, seed of the split, inputs, integers; of all members.
+
+        Why: weights alone are no model: without what its data were like nobody can use it on others.
+        Source: minimodel.model.Model, whose history and state are not saved.
+        """
+        model = self.full(seed, population, labels)
+        found = self.again(files, model)
+        assert found.population == model.population, f"population {found.population}, not {model.population}"
+        for name in (field.name for field in fields(model) if field.name not in ("history", "state")):
+            ours, theirs = getattr(found, name), getattr(model, name)
+            if name in ("params", "masks", "quantized", "normalization", "targets", "inputs"):
+                ours, theirs = map(positive_zeros, (ours, theirs))
+                assert_same_bits(ours, theirs, name)
+            else:
+                assert ours == theirs, f"{name}: {ours!r} came back, not {theirs!r}"
+
+    @law(10, seed=some.seeds, population=some.populations, labels=st.booleans())
+    def test_outputs_are_the_same(self, files: Any, seed: int, population: int | None, labels: bool) -> None:
+        """Of raw inputs the model from the file gives the same outputs, to the bit, and decides the same.
+
+        Why: this is what it was saved for.
+        Source: minimodel.model.Model, outputs and predict.
+        """
+        model = self.full(seed, population, labels)
+        found, x = self.again(files, model), np.random.default_rng(seed).normal(size=(7, 6)).astype(np.float32)
+        assert_same_bits(found.outputs(x) + 0, model.outputs(x) + 0, "outputs")  # −0 + 0 is 0
+        assert found.predict(x).tolist() == model.predict(x).tolist(), "the predictions are others"
 
     @law(5, seed=some.seeds)
     def test_the_same_model_gives_the_same_bytes(self, files: Any, seed: int) -> None:
