@@ -4,6 +4,7 @@
 """
 
 import hashlib
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import sqrt
@@ -24,17 +25,21 @@ from minimodel.testing.suites import quantization
 
 
 class Bug(NamedTuple):
+    """``own`` is the suite that the broken one is run by, where the bug is in what a user overrides."""
+
     suite: type[suites.Suite]
     check: str
     broken: Any
     original: Any
+    own: type[suites.Suite]
 
 
 BUGS: dict[str, Bug] = {}
 
 
-def plant(what: str, suite: type[suites.Suite], check: str, broken: Any, original: Any) -> None:
-    BUGS[what] = Bug(suite, check, broken, original)
+def plant(what: str, suite: type[suites.Suite], check: str, broken: Any, original: Any, own: Any = None) -> None:
+    assert what not in BUGS, what
+    BUGS[what] = Bug(suite, check, broken, original, own or suite)
 
 
 # Backends. Those over NumPy are eager; the strict namespace tells NumPy's arrays from its own.
@@ -143,6 +148,88 @@ def in_float32(a: Any, b: Any) -> Any:
     return (a.astype(np.float32) @ b.astype(np.float32)).astype(np.int32)
 
 
+def one_less_under_ties(arrays: Any, k: Any) -> Any:
+    """Right where the k-th number is alone; where others equal it, one too few."""
+    found, whole = EAGER.largest(arrays, k), np.sort(np.concatenate(arrays, axis=-1), axis=-1)[..., ::-1]
+    counts = np.broadcast_to(k, whole.shape[:-1])
+    bar = np.take_along_axis(whole, np.maximum(counts - 1, 0)[..., None], axis=-1)
+    tied = ((whole == bar).sum(axis=-1) > 1) & (counts > 0)
+    return EAGER.largest(arrays, counts - tied) if tied.any() else found
+
+
+def donated_first(fn: Any, static: Any = (), donate: Any = ()) -> Any:
+    """What is donated is overwritten before the function has read it."""
+    return lambda x, *rest, **named: fn(x * 0 if donate else x, *rest, **named)
+
+
+def scan_of_nothing(step: Any, carry: Any, xs: Any) -> Any:
+    carry, ys = EAGER.scan(step, carry, xs)
+    return carry, () if ys is None else ys
+
+
+def scan_in_vain(step: Any, carry: Any, xs: Any) -> Any:
+    kept = tree.map(np.copy, carry)
+    return kept, EAGER.scan(step, carry, xs)[1]
+
+
+def swapped(x: Any) -> Any:
+    return x[..., ::-1].copy() if x.dtype == np.uint32 and x.shape[-1:] == (2,) else x
+
+
+def short(leaf: Any) -> Any:
+    return (leaf.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32) if leaf.dtype == np.float32 else leaf
+
+
+def short_results(fn: Any, static: Any = (), donate: Any = ()) -> Any:
+    return lambda *args, **named: tree.map(lambda leaf: short(np.asarray(leaf)), fn(*args, **named))
+
+
+def wide_results(fn: Any, static: Any = (), donate: Any = ()) -> Any:
+    return lambda *args, **named: tree.map(
+        lambda leaf: leaf.astype(np.float64) if leaf.dtype.kind == "f" else leaf, fn(*args, **named)
+    )
+
+
+class Namespace:
+    """NumPy with another function or two."""
+
+    def __init__(self, **others: Any) -> None:
+        self.others = others
+
+    def __getattr__(self, name: str) -> Any:
+        return self.others[name] if name in self.others else getattr(np, name)
+
+
+class Remembering:
+    """Random bits of a key that is moved on with every draw."""
+
+    draws = 0
+
+    def __call__(self, key: Any, shape: Any) -> Any:
+        self.draws += 1
+        return EAGER.random_bits(key + np.uint32(self.draws), shape)
+
+
+class Later(np.ndarray):
+    """An array that is computed once somebody waits for it."""
+
+    done = False
+
+    def is_ready(self) -> bool:
+        return self.done
+
+
+def later(fn: Any, static: Any = (), donate: Any = ()) -> Any:
+    return lambda *args, **named: tree.map(lambda leaf: leaf.view(Later), fn(*args, **named))
+
+
+def wait(values: Any) -> Any:
+    for leaf in tree.leaves(values):
+        if isinstance(leaf, Later):
+            leaf.done = True
+    return values
+
+
 def as_list(values: Any) -> Any:
     return tuple(map(as_list, values)) if isinstance(values, tuple) else values
 
@@ -152,6 +239,18 @@ backend(
     "asarray_never_aliases_host_memory",
     asarray=lambda x, dtype=None, copy=True: np.asarray(x, dtype),
 )
+if "jax" in mm.backends.available():
+    import jax
+
+    JAX = mm.backends.load("jax")
+    backend(
+        "device_put aliases host memory where it lies at a multiple of 64 bytes",
+        "asarray_never_aliases_host_memory",
+        JAX,
+        asarray=lambda x, dtype=None, copy=True: (
+            JAX.asarray(x, dtype) if isinstance(x, jax.Array) else jax.device_put(np.asarray(x, dtype))
+        ),
+    )
 backend(
     "asarray gives back an array of its own as it is",
     "asarray_copies_an_array_of_its_own",
@@ -207,17 +306,52 @@ backend(
 )
 backend("a mask keeps every tie", "largest_breaks_ties_by_index", largest=all_ties)
 backend("a mask keeps the last of equal weights", "largest_breaks_ties_by_index", largest=last_ties)
+WAITING = replace(EAGER, jit=later, synchronize=wait)
+backend("nothing waits for the result", "synchronize_waits_for_the_result", WAITING, synchronize=lambda values: values)
 if "jax" in mm.backends.available():
     backend(
-        "nothing waits for the result",
+        "nothing waits for what XLA computes",
         "synchronize_waits_for_the_result",
-        mm.backends.load("jax"),
+        JAX,
         synchronize=lambda values: values,
     )
 backend(
     "a mask is off by one",
     "masks_from_equal_weights_are_those_of_numpy",
     largest=lambda arrays, k: EAGER.largest(arrays, np.asarray(k) - 1),
+)
+backend("a mask is off by one under ties", "largest_breaks_ties_by_index", largest=one_less_under_ties)
+backend("a backend does not name its devices", "the_record_is_frozen_and_hashable", devices=())
+backend("donated arguments are consumed too early", "jit_with_donated_arguments_computes_the_same", jit=donated_first)
+backend("a scan gives an empty tree for nothing", "scan_within_a_program", scan=scan_of_nothing)
+backend(
+    "the words of keys are swapped on their way",
+    "folded_keys_are_words_of_threefry",
+    asarray=lambda x, dtype=None, copy=True: swapped(EAGER.asarray(x, dtype)),
+)
+backend("programs keep 8 bits of what they give", "uniforms_are_the_high_bits", jit=short_results)
+backend(
+    "the logarithm has 4 digits",
+    "normals_have_the_inverse_error_function",
+    xp=Namespace(log=lambda x: np.log(x) * np.float32(1.0001)),
+)
+backend(
+    "rows are ordered by falling words",
+    "permutations_are_those_of_numpy",
+    order=lambda words: np.argsort(~words, axis=-1, kind="stable").astype(np.int32),
+)
+backend(
+    "all members are multiplied by the first one's integers",
+    "integer_matmul_broadcasts",
+    integer_matmul=lambda a, b: EAGER.integer_matmul(a, np.broadcast_to(b[(0,) * (b.ndim - 2)], b.shape)),
+)
+backend("programs give float64", "gradients_agree_with_float64", jit=wide_results)
+backend("a scan forgets its carry", "one_step_of_training_agrees_with_numpy", scan=scan_in_vain)
+backend("draws depend on those before", "training_repeats_to_the_bit", random_bits=Remembering())
+backend(
+    "weights lose half their bits on the way to the device",
+    "integers_from_equal_weights_are_those_of_numpy",
+    asarray=lambda x, dtype=None, copy=True: short(EAGER.asarray(x, dtype)),
 )
 
 
@@ -336,6 +470,9 @@ activation(
 )
 
 
+activation("the function is NumPy's, whatever the array", "every_backend_agrees", "tanh", value=np.tanh)
+
+
 # Losses.
 
 
@@ -381,6 +518,18 @@ loss(
 loss("softmax is not shifted", "far_out_nothing_overflows", losses.softmax_cross_entropy, rows=unshifted)
 loss("every row gets the loss of the batch", "rows_are_independent", losses.mean_squared_error, rows=whole_batch)
 loss("the error is taken in place", "nothing_given_is_consumed", losses.mean_squared_error, rows=weighed_in_place)
+loss(
+    "a NumPy scalar makes losses float64",
+    "float32_stays_float32",
+    losses.mean_squared_error,
+    rows=lambda z, t: tuple(np.float64(1) * part for part in losses.mean_squared_error.rows(z, t)),
+)
+loss(
+    "the squares are NumPy's, whatever the array",
+    "every_backend_agrees",
+    losses.mean_squared_error,
+    rows=lambda z, t: (losses.mean(np.square(z - t)), losses.mean_squared_error.rows(z, t)[1]),
+)
 loss("members share their loss", "a_population_is_its_members", losses.mean_squared_error, rows=over_members)
 
 
@@ -448,11 +597,29 @@ def by_row(d: Any, state: Any, params: Any) -> Any:
     return tree.map(lambda leaf: leaf / (1 + abs(leaf).max(axis=-1, keepdims=True)), d), state
 
 
+def smoothed(d: Any, state: Any, params: Any) -> Any:
+    """v ← μv + g with a tenth of the neighbours' g, so that what is masked has a velocity, and is moved by it."""
+    state = tree.map(lambda v, g: 0.9 * v + g + 0.1 * g.mean(axis=-1, keepdims=True), state, d)
+    return state, tree.map(np.copy, state)
+
+
+@dataclass(frozen=True)
+class Numbered(Part):
+    """A part that holds its number, an array, itself."""
+
+    step: Any = 1.0
+
+    def update(self, numbers: Any, d: Any, state: Any, params: Any) -> Any:
+        return tree.map(lambda leaf: leaf * self.step, d), state
+
+
 def decay_everything(d: Any, state: Any, params: Any) -> Any:
     return tree.map(lambda leaf, p: leaf + 0.01 * (p - 1), d, params), state
 
 
-optimizer("momentum is applied to masked weights", "masked_weights_stay_zero", Unmasked(), 0.9)
+optimizer("momentum starts at 1, also where a mask is", "masked_weights_stay_zero", Unmasked(), 0.9)
+optimizer("momentum is applied to masked weights", "masked_weights_stay_zero", Part(smoothed, zeros))
+optimizer("a number is part of the rule", "numbers_do_not_enter_the_rule", Numbered(np.asarray(0.9)))
 optimizer("decay pulls toward 1, also what is masked", "masked_weights_stay_zero", Part(decay_everything))
 optimizer("steps go uphill", "it_descends", Part(lambda d, state, params: (tree.map(lambda leaf: -leaf, d), state)))
 optimizer(
@@ -509,6 +676,17 @@ def drawn_and_split(real: Any, state: Any, key: Any, population: int, *, backend
     return Asked(asked.draws, tree.map(lambda leaf: leaf + shift * 0.01, asked.params))
 
 
+def drawn_and_split_far(real: Any, state: Any, key: Any, population: int, *, backend: Any = "numpy") -> Any:
+    """A draw under the key of child 100, and one under the key itself."""
+    asked = real.ask(state, random.fold_in(key, 100), population, backend=backend)
+    shift = random.normal(key, (1,), backend=backend)
+    return Asked(asked.draws, tree.map(lambda leaf: leaf + shift * 0.01, asked.params))
+
+
+def on_numpy(real: Any, state: Any, key: Any, population: int, *, backend: Any = "numpy") -> Any:
+    return real.ask(state, key, population)
+
+
 def same_key(real: Any, state: Any, key: Any, population: int, *, backend: Any = "numpy") -> Any:
     return real.ask(state, random.key(0), population, backend=backend)
 
@@ -551,6 +729,8 @@ def half_file(real: Any, state: Any, path: Any) -> None:
     real.save(tree.map(lambda leaf: np.asarray(leaf, np.float16).astype(np.float32), state), path)
 
 
+strategy("candidates are made on NumPy, whatever the backend", "every_backend_asks_and_tells_the_same", ask=on_numpy)
+strategy("a key is drawn from and split, far away", "no_key_is_drawn_and_split", ask=drawn_and_split_far)
 strategy("a key is drawn from and split", "no_key_is_drawn_and_split", ask=drawn_and_split)
 strategy("every generation has the same key", "candidates_and_generations_differ", ask=same_key)
 strategy("twins are drawn in two halves", "a_candidate_depends_on_its_key_alone", ask=halves)
@@ -596,6 +776,20 @@ def by_neuron(e: Any) -> Any:
     return tuple(layer.bias for layer in e.params)
 
 
+class KeepsTies(suites.ScoreSuite):
+    """A pruner that keeps whatever is no less than the k-th largest score."""
+
+    def masks(self, scores: Any, kept: int) -> Any:
+        bar = np.sort(np.concatenate([part.ravel() for part in scores]))[::-1][max(kept, 1) - 1]
+        return tuple((part >= bar) & (kept > 0) for part in scores)
+
+
+plant("a pruner keeps every tie", suites.ScoreSuite, "its_masks_are_exact", "magnitude", "magnitude", KeepsTies)
+score(
+    "the size of weights is NumPy's, whatever the array",
+    "every_backend_gives_the_same_scores",
+    lambda e: tuple(np.abs(layer.weight) for layer in e.params),
+)
 score("all layers draw under one key", "no_key_is_drawn_and_split", one_key, "random")
 score("members share their scores", "a_population_is_its_members", shared_magnitude)
 score("an empty layer is divided by 0", "nothing_left_gives_finite_scores", normalised)
@@ -652,6 +846,33 @@ def scaled_in_place(w: Any, q: Any) -> Any:
     return integers(np.clip(np.round(w), q.low, q.high), q)
 
 
+def wrapped(w: Any, q: Any) -> Any:
+    return ((np.round(w * q.inverse) + 127) % 255 - 127) * q.scale
+
+
+def by_numpy(w: Any, q: Any) -> Any:
+    return integers(np.clip(np.round(w * q.inverse), q.low, q.high), q)
+
+
+def moved_zero(w: Any, q: Any) -> Any:
+    found = qarray.quantize(w, q)
+    if w.ndim < 3:
+        return found
+    shift = np.arange(len(w), dtype=np.int8).reshape(-1, 1, 1)
+    return found._replace(zero_point=found.zero_point + shift)
+
+
+def levels_in_place(w: Any, q: Any) -> Any:
+    found = qarray.fake_quantize(w, q)
+    q.zero_point[...] = 1
+    return found
+
+
+def gradient_in_place(w: Any, q: Any, gradient: Any) -> Any:
+    gradient *= np.abs(w * q.inverse) <= q.high - 1
+    return gradient
+
+
 quantizer("halves are rounded up", "halves_go_to_even", fake_quantize=half_up)
 quantizer("integers are cast before they are clipped", "integers_saturate", quantize=cast_first)
 quantizer("0 lies between two levels", "zero_is_exact", fake_quantize=off_centre)
@@ -671,6 +892,16 @@ quantizer(
     "gradient_passes_where_nothing_is_clipped",
     straight_through=lambda w, q, gradient: gradient,
 )
+quantizer(
+    "weights are cut off, and lose a level each time",
+    "quantizing_again_changes_nothing",
+    fake_quantize=lambda w, q: qarray.fake_quantize(w, q, "toward_zero"),
+)
+quantizer("what is too large comes in at the other end", "order_is_kept", fake_quantize=wrapped)
+quantizer("integers are NumPy's, whatever the array", "every_backend_gives_the_same_integers", quantize=by_numpy)
+quantizer("members have zero points that none has alone", "a_population_is_its_members", quantize=moved_zero)
+quantizer("levels are moved in place", "nothing_given_is_consumed", fake_quantize=levels_in_place)
+quantizer("the gradient is cut in place", "nothing_given_is_consumed", straight_through=gradient_in_place)
 quantizer("an empty layer has the scale 0", "scales_are_finite", levels=no_guard)
 quantizer("members share a scale", "a_population_is_its_members", levels=one_scale)
 quantizer("weights are scaled in place", "nothing_given_is_consumed", quantize=scaled_in_place)
@@ -709,8 +940,25 @@ def unchecked(raw: bytes) -> mm.Model:
     return model.loads(raw[:start] + signed + raw[start + storage.DIGITS :])
 
 
+CLOCK = itertools.count()
+
 files("−0 is saved as 0", "parameters_come_back_to_the_bit", dumps=halved)
 files("arrays are written as they lie in memory", "parameters_come_back_to_the_bit", dumps=as_it_lies)
 files("masks are not saved", "masks_come_back", dumps=lambda given: replace(given, masks=None).dumps())
 files("the least integer does not fit its bits", "integers_come_back", dumps=seven_bits)
 files("damage is not looked for", "a_damaged_file_is_refused", loads=unchecked)
+files(
+    "the normalization is not saved",
+    "everything_a_model_holds_comes_back",
+    dumps=lambda given: replace(given, normalization=None).dumps(),
+)
+files(
+    "the units of the targets are forgotten",
+    "outputs_are_the_same",
+    loads=lambda raw: replace(model.loads(raw), targets=None),
+)
+files(
+    "when it was saved stands in the file",
+    "the_same_model_gives_the_same_bytes",
+    dumps=lambda given: replace(given, split_seed=next(CLOCK)).dumps(),
+)

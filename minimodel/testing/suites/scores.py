@@ -73,6 +73,11 @@ class ScoreSuite(Suite):
         assert not missing, "a score is NaN"
         return tuple(found)
 
+    def masks(self, scores: tuple[Any, ...], kept: int) -> tuple[Any, ...]:
+        """What keeps so many weights by their scores; a pruner with a way of its own overrides it."""
+        choice = Choice(mm.backends.load("numpy"), unstructured(), True, (0,) * len(scores))
+        return choose(scores, None, (np.asarray(kept, np.int32),), choice=choice)
+
     @law(5, seed=st.integers(0, 99), population=some.populations)
     def test_every_weight_has_a_number(self, score: str | Score, seed: int, population: int | None) -> None:
         """For each layer an array of numbers, none NaN, that broadcasts to its weight.
@@ -148,10 +153,8 @@ class ScoreSuite(Suite):
         Why: the sparsity asked for is the sparsity that results, with the same weights everywhere.
         Source: the tier "exact".
         """
-        backend = mm.backends.load("numpy")
         found = self.measured(score, Case.of(seed))
-        choice = Choice(backend, unstructured(), True, (0,) * len(found))
-        masks = choose(found, None, (np.asarray(kept, np.int32),), choice=choice)
+        masks = self.masks(found, kept)
         flat = np.concatenate([part.ravel() for part in found])
         expected = np.zeros(SIZE, bool)
         expected[np.argsort(-flat, kind="stable")[:kept]] = True
