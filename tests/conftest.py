@@ -1,7 +1,10 @@
 """What the tests share: every backend, with and without a population; seeded Hypothesis; small problems."""
 
 import importlib
+import importlib.metadata
+import importlib.util
 import os
+from collections import Counter, defaultdict
 
 import numpy as np
 import pytest
@@ -10,6 +13,14 @@ from hypothesis import HealthCheck, settings
 import minimodel as mm
 from minimodel import optimizers, strategies
 from minimodel.backends import replay
+
+# Two thirds of the time of JAX's tests are compilation, of many small programs that run once. What is said of them here
+# does not depend on how well they are optimised; .ci/run tests what is promised to the bit once more with XLA_FLAGS="".
+if importlib.util.find_spec("jaxlib") and "XLA_FLAGS" not in os.environ:
+    flags = ["--xla_backend_optimization_level=0"]
+    if importlib.metadata.version("jaxlib").startswith("0.10."):  # a flag that is unknown ends the process
+        flags.append("--xla_cpu_use_fusion_emitters=false")
+    os.environ["XLA_FLAGS"] = " ".join(flags)
 
 settings.register_profile(
     "minimodel",
@@ -25,6 +36,35 @@ BACKENDS = {
     "strict": ("array_api:array_api_strict", {"debug": True}),
     "jax": ("jax", {}),
 }
+
+
+def pytest_collection_modifyitems(config, items):
+    """On JAX, which compiles each case, so many that every value of every parameter of a test meets it, in turn with
+    the others'; NumPy and the strict namespace see all combinations, and so does JAX with MINIMODEL_ALL_CASES=1."""
+    tests = defaultdict(list)
+    for item in items:
+        if hasattr(item, "callspec") and item.callspec.params.get("backend") == "jax":
+            tests[item.nodeid.partition("[")[0]].append(item)
+    left_out = set()
+    if os.environ.get("MINIMODEL_ALL_CASES") != "1":
+        for found in tests.values():
+            chosen = cover([{(name, repr(value)) for name, value in item.callspec.params.items()} for item in found])
+            left_out.update(item for i, item in enumerate(found) if i not in chosen)
+    config.hook.pytest_deselected(items=[item for item in items if item in left_out])
+    items[:] = [item for item in items if item not in left_out]
+
+
+def cover(cases):
+    """The places of cases, sets of values, that have every value: first those with most that are new, then rare."""
+    missing, used, chosen = set().union(*cases), Counter(), {0}
+    missing -= cases[0]
+    used.update(cases[0])
+    while missing:
+        best = max(range(len(cases)), key=lambda i: (len(cases[i] & missing), -sum(used[value] for value in cases[i])))
+        chosen.add(best)
+        used.update(cases[best])
+        missing -= cases[best]
+    return chosen
 
 
 def load(name):
@@ -74,6 +114,40 @@ def maker(request):
     """A function of σ that makes a strategy."""
     if request.param == "sobol":
         pytest.importorskip("scipy")
+    return STRATEGIES[request.param]
+
+
+# Of every plan one, with most of its options: what a test of each plan on each backend takes.
+PLANS = (
+    "uniform",
+    "sobol",
+    "hill_climbing",
+    "one_plus_one",
+    "mu_lambda",
+    "simulated_annealing",
+    "open_es average",
+    "low_rank_es 3",
+    "snes",
+    "sep_cma_es",
+    "subspace redraw",
+)
+
+
+@pytest.fixture(
+    params=[(name, backend) for backend in BACKENDS for name in (STRATEGIES if backend == "numpy" else PLANS)],
+    ids="-".join,
+)
+def maker_and_backend(request):
+    """Every maker on NumPy, and one of each plan on the others."""
+    name, backend = request.param
+    for needed in {"sobol": ("scipy",)}.get(name, ()) + (("jax",) if backend == "jax" else ()):
+        pytest.importorskip(needed)
+    return STRATEGIES[name], load(backend)
+
+
+@pytest.fixture(params=[name for name in STRATEGIES if name != "sobol"])
+def keyed_maker(request):
+    """As ``maker``, of strategies that draw all they draw by their key."""
     return STRATEGIES[request.param]
 
 
