@@ -349,9 +349,9 @@ backend("programs give float64", "gradients_agree_with_float64", jit=wide_result
 backend("a scan forgets its carry", "one_step_of_training_agrees_with_numpy", scan=scan_in_vain)
 backend("draws depend on those before", "training_repeats_to_the_bit", random_bits=Remembering())
 backend(
-    "weights lose half their bits on the way to the device",
+    "programs round their weights to 8 bits of mantissa",
     "integers_from_equal_weights_are_those_of_numpy",
-    asarray=lambda x, dtype=None, copy=True: short(EAGER.asarray(x, dtype)),
+    jit=sixteen_bits,
 )
 
 

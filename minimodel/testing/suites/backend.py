@@ -12,6 +12,7 @@ import minimodel as mm
 from minimodel import random, tree
 from minimodel.backends import Backend
 from minimodel.backends.interface import MAX_INNER
+from minimodel.compress.calibration import calibrate
 from minimodel.testing import strategies as some
 from minimodel.testing.oracles import (
     assert_dtype,
@@ -39,6 +40,7 @@ from minimodel.testing.suites.programs import (
     power,
     problem,
     product,
+    quantized,
     rounded_model,
     running,
     spread_out,
@@ -486,11 +488,15 @@ class BackendSuite(Suite):
 
     @law(2, seed=st.integers(0, 2**32), bits=st.sampled_from((2, 8)))
     def test_integers_from_equal_weights_are_those_of_numpy(self, backend: Backend, seed: int, bits: int) -> None:
-        """Quantizing the same model gives the same integers, scales and zero points.
+        """Quantizing the same model, or weights by the same levels in a program, gives the same integers and scales.
 
-        Why: integers are promised bit for bit.
+        Why: integers are promised bit for bit, so that what is trained through the rounding is what is stored.
         Source: the tier "exact".
         """
         model, data = rounded_model(seed, None), problem()
+        for layer in model.params:
+            given = layer.weight, calibrate(layer.weight, bits)
+            ours = backend.jit(quantized)(*tree.map(backend.asarray, given))
+            assert_same_bits(backend.to_numpy(ours), quantized(*given), "integers in a program")
         found, expected = (mm.quantize(model, data, seed=0, bits=bits, epochs=0, backend=b) for b in (backend, "numpy"))
         assert_same_bits((found.quantized, found.params), (expected.quantized, expected.params))

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import minimodel as mm
-from minimodel import random, tree
+from minimodel import qarray, random, tree
 from minimodel.backends import Backend
 
 NETWORK = mm.Network((4, 6, 3), "tanh")
@@ -69,6 +69,10 @@ def ordered(values: Any, *, backend: Backend) -> Any:
 
 def marked(arrays: Any, k: Any, *, backend: Backend) -> Any:
     return backend.largest(arrays, k)
+
+
+def quantized(w: Any, levels: Any) -> Any:
+    return qarray.quantize(w, levels)
 
 
 def matmul(a: Any, b: Any) -> Any:
