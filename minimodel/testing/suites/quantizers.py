@@ -214,15 +214,16 @@ class QuantizerSuite(Suite):
         """
         w = w * np.float32(1 / 3)
         levels = quantizer.levels(w)
-        expected = rounded(w, levels, quantizer=quantizer)
+        expected = positive_zeros(rounded(w, levels, quantizer=quantizer))
         for backend in installed():
             given = backend.asarray(w), tree.map(backend.asarray, levels)
             for run in (rounded, backend.jit(rounded, static=("quantizer",))):
-                assert_same_bits(backend.to_numpy(run(*given, quantizer=quantizer)), expected, backend.name)
+                found = positive_zeros(backend.to_numpy(run(*given, quantizer=quantizer)))
+                assert_same_bits(found, expected, backend.name)
 
 
 def rounded(w: Array, levels: Any, *, quantizer: Quantization) -> tuple[QArray, Array]:
-    return quantizer.quantize(w, levels), quantizer.fake_quantize(w, levels) + 0
+    return quantizer.quantize(w, levels), quantizer.fake_quantize(w, levels)
 
 
 class FileSuite(Suite):
