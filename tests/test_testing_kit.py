@@ -1,6 +1,7 @@
 """The kit itself: its oracles against known numbers, its strategies, its machine, its plugin and its command."""
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -327,11 +328,20 @@ def test_the_kit_and_hypothesis_can_be_imported_in_any_order(first):
     subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True)
 
 
-@given(st.data(), st.integers(1, 8), st.sampled_from(qarray.SCHEMES))
-def test_quantized_arrays_are_in_range(data, bits, scheme):
-    q = data.draw(some.quantized(bits=bits, scheme=scheme))
+@given(
+    st.data(),
+    st.integers(1, 8),
+    st.sampled_from(qarray.SCHEMES),
+    some.populations,
+    st.sampled_from(("tensor", "channel", 2)),
+)
+def test_quantized_arrays_are_in_range(data, bits, scheme, population, granularity):
+    q = data.draw(some.quantized((4, 3), bits, scheme, population, granularity))
     low, high = qarray.levels(bits, scheme)
     assert low <= q.values.min() and q.values.max() <= high and np.isfinite(qarray.dequantize(q)).all()
+    assert q.values.shape == (*some.lead(population), 4, 3)
+    shared = {"tensor": (1, 1), "channel": (1, 3), 2: (2, 3)}[granularity]
+    assert q.scale.shape == q.zero_point.shape == (*some.lead(population), *shared)
 
 
 @pytest.mark.parametrize("kind", registration.MAKERS)
@@ -366,6 +376,7 @@ def test_every_check_states_its_law_why_and_its_source(suite):
     for check in suite.checks():
         text = getattr(suite, f"test_{check}").__doc__
         assert "Why: " in text and "Source: " in text and suite.law(check), check
+        assert not re.search("DESIGN|NUMERICS|CONTRIBUTING", text), f"{check}: a source that users do not have"
 
 
 def test_an_unknown_check_cannot_be_expected_to_fail():
@@ -625,6 +636,19 @@ def test_check_prints_every_law_and_fails_where_one_is_broken(tmp_path):
     assert outcomes["take_gives_rows"] == "failed" and outcomes["scan_is_a_loop"] == "passed"
 
 
-def test_alarms_counts_failures_over_seeds(capsys):
-    assert alarms.main(["--runs", "1", "--backends", "numpy"]) == 0
-    assert "numpy: 0 false alarms in 1 runs" in capsys.readouterr().out
+def test_alarms_counts_failures_over_seeds(tmp_path, capsys, monkeypatch):
+    """What is counted, and the file; of two checks only, as all of them take seconds."""
+    some_checks = ("take_gives_rows", "scan_is_a_loop")
+    monkeypatch.setattr(suites.BackendSuite, "checks", classmethod(lambda cls: some_checks))
+    broken = replace(mm.backends.load("numpy"), name="broken", take=lambda x, rows: x[rows[::-1]])
+    monkeypatch.setattr(mm.backends, "available", lambda: ("numpy", "array_api"))
+    monkeypatch.setitem(mm.backends._registered, "broken", lambda: broken)
+    assert alarms.main(["--runs", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert "numpy: 0 false alarms in 2 runs of 2 checks" in printed and "array_api:array_api_strict: 0 false" in printed
+    assert alarms.main(["--runs", "1", "--backends", "broken", "--out", str(tmp_path / "alarms.json")]) == 1
+    record = json.loads((tmp_path / "alarms.json").read_text())
+    assert record["machine"]["date"] and record["version"] == suites.CHECKS_VERSION
+    (found,) = record["backends"].values()
+    assert found["alarms"] == 2 and found["failed"] == [[None, "take_gives_rows"], [1, "take_gives_rows"]]
+    assert found["first_seconds"] > 0 and found["mean_seconds"] > 0

@@ -159,16 +159,28 @@ def masks(shape: tuple[int, ...], kept: int | None = None) -> st.SearchStrategy[
 
 
 @st.composite
-def quantized(draw: Any, shape: tuple[int, int] = (3, 2), bits: int = 4, scheme: str = "symmetric") -> QArray:
-    """Integers within their range, a scale that is a power of two, and where the scheme has one a zero point."""
+def quantized(
+    draw: Any,
+    shape: tuple[int, int] = (3, 2),
+    bits: int = 4,
+    scheme: str = "symmetric",
+    population: int | None = None,
+    granularity: str | int = "tensor",
+) -> QArray:
+    """Integers within their range, scales that are powers of two, and where the scheme has them zero points.
+
+    granularity   what shares a scale: "tensor", "channel" (an output), or in so many groups the inputs of each output
+    """
     low, high = qarray.levels(bits, scheme)
     inner = st.sampled_from((low, 0, high)) if bits == 1 else st.integers(low, high)
-    zero = draw(st.integers(low, high)) if scheme == "asymmetric" else 0
-    scale = 2.0 ** draw(st.integers(-4, 4))
+    shared = {"tensor": (1, 1), "channel": (1, shape[1])}
+    scales = (*lead(population), *(shared[granularity] if isinstance(granularity, str) else (granularity, shape[1])))
+    exponents = draw(hnp.arrays(np.int8, scales, elements=st.integers(-4, 4)))
+    zero = st.integers(low, high) if scheme == "asymmetric" else st.just(0)
     return QArray(
-        draw(hnp.arrays(np.int8, shape, elements=inner)),
-        np.full((1, 1), scale, np.float32),
-        np.full((1, 1), zero, np.int8),
+        draw(hnp.arrays(np.int8, (*lead(population), *shape), elements=inner)),
+        np.exp2(exponents.astype(np.float32)),
+        draw(hnp.arrays(np.int8, scales, elements=zero)),
     )
 
 
@@ -186,19 +198,24 @@ def schedules() -> st.SearchStrategy[Any]:
 
 
 def optimizers() -> st.SearchStrategy[Optimizer]:
-    """Any that takes one gradient a step, with numbers within their range."""
+    """Any, with numbers within their range; L-BFGS among them, which sees all rows in every step."""
     part = st.sampled_from((0.0, 0.5, 0.9))
     options = {
         "weight_decay": st.sampled_from((None, 0.0, 0.1)),
         "l1": st.sampled_from((None, 0.01)),
         "clip_norm": st.sampled_from((None, 1.0)),
         "average": st.sampled_from((None, 0.5)),
+        "sharpness": st.sampled_from((None, 0.05)),
     }
     several = (makers.sgd, makers.adagrad, makers.rmsprop, makers.adam, makers.adamw, makers.amsgrad, makers.nadam)
     return st.one_of(
         *(st.builds(make, schedules(), **options) for make in several),
         *(st.builds(make, schedules(), momentum=part, **options) for make in (makers.momentum, makers.nesterov)),
         st.builds(makers.lion, schedules(), b1=part, b2=part, **options),
+        st.builds(
+            makers.rmsprop, schedules(), centered=st.just(True), momentum=st.sampled_from((None, 0.9)), **options
+        ),
+        st.builds(makers.lbfgs, memory=st.integers(1, 3), weight_decay=options["weight_decay"]),
     )
 
 

@@ -464,7 +464,7 @@ class BackendSuite(Suite):
         """The same seed gives the same bits, run after run, and a run does not touch an earlier result.
 
         Why: an experiment that cannot be repeated cannot be examined.
-        Source: DESIGN, what is promised on one backend and one machine.
+        Source: minimodel.testing, what is promised of one backend on one machine.
         """
         first = trained(backend, seed, epochs=2, batch_size=16)
         kept = tree.map(np.copy, first.params)

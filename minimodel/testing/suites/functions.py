@@ -78,7 +78,7 @@ class ActivationSuite(Suite):
         """z and f(z) are as they were after f, f′ and f″.
 
         Why: the backward pass reads them again.
-        Source: CONTRIBUTING, augmented assignment only on arrays the function owns.
+        Source: NumPy user guide, Copies and views: what is written in place is seen by all who share the memory.
         """
         kept, a = z.copy(), activation.value(z)
         value = a.copy()
@@ -89,7 +89,7 @@ class ActivationSuite(Suite):
         """f, f′ and f″ of float32 are float32, on every backend.
 
         Why: one float64 number drags all that follows to float64, at half the speed and with other bits.
-        Source: DESIGN, numerical rules.
+        Source: Python array API standard 2024.12, Type promotion rules: of float32 and float64 comes float64.
         """
         for backend in installed():
             z = backend.asarray(np.linspace(-4, 4, 9), backend.xp.float32)
@@ -99,7 +99,7 @@ class ActivationSuite(Suite):
         """At ±90, ±10⁴ and ±10³⁰ the derivatives are finite and the value is no NaN, without a warning, in float32.
 
         Why: a single NaN ends a training.
-        Source: DESIGN, numerical rules.
+        Source: IEEE 754-2019, sections 7.2 and 7.4: overflow, and ∞ − ∞, are no numbers to go on with.
         """
         with np.errstate(over="raise", invalid="raise", divide="raise"):
             value, slope, curvature = all_of(activation, FAR.astype(np.float32))
@@ -175,7 +175,7 @@ class LossSuite(Suite):
         """Outputs (*population, batch, out) give each member what it gives alone, its targets its own or shared.
 
         Why: P networks train as one array program.
-        Source: DESIGN, parameters and the population axis.
+        Source: Python array API standard 2024.12, Broadcasting, along the axes in front.
         """
         t = self.targets(loss, seed, *(() if shared else (some.MEMBERS,)), some.ROWS, OUT)
         found = *parts_of(z, t, loss=loss), *whole(loss, z, t)
@@ -204,7 +204,7 @@ class LossSuite(Suite):
         """ℓ, ∂ℓ/∂z and the curvature of float32 are float32, on every backend.
 
         Why: one float64 number drags all that follows to float64.
-        Source: DESIGN, numerical rules.
+        Source: Python array API standard 2024.12, Type promotion rules: of float32 and float64 comes float64.
         """
         z, t = np.zeros((some.ROWS, OUT), np.float32), self.targets(loss, 0, some.ROWS, OUT).astype(np.float32)
         for backend in installed():
@@ -215,7 +215,7 @@ class LossSuite(Suite):
         """With outputs of ±10⁴, right and wrong, ℓ, ∂ℓ/∂z and the curvature are finite, without a warning, in float32.
 
         Why: a network that is certain is no reason for a NaN.
-        Source: DESIGN, numerical rules.
+        Source: Blanchard, Higham, Higham: Accurately computing the log-sum-exp and softmax functions (2021).
         """
         z = np.array([[1e4, -1e4, 0], [-1e4, 1e4, 0], [0, 0, 1e4], [-1e4, -1e4, -1e4]], np.float32)
         for seed in range(8):
@@ -330,7 +330,7 @@ class GradientSuite(Suite):
         """Parameters of P networks give to each what it gives alone.
 
         Why: P networks train as one array program.
-        Source: DESIGN, parameters and the population axis.
+        Source: Python array API standard 2024.12, Broadcasting, along the axes in front.
         """
         network, loss, params, x, y = self.case(seed, activation, loss, some.MEMBERS)
         found = gradients.value_and_grad(network, loss, params, x, y)
@@ -344,7 +344,7 @@ class GradientSuite(Suite):
         """Parameters, inputs and targets are as they were.
 
         Why: the next step begins with them.
-        Source: CONTRIBUTING, augmented assignment only on arrays the function owns.
+        Source: NumPy user guide, Copies and views: what is written in place is seen by all who share the memory.
         """
         case = self.case(seed, activation, loss)
         gradients.value_and_grad(*case), gradients.hvp(*case[:3], case[2], *case[3:])

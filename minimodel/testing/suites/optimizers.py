@@ -113,7 +113,7 @@ class OptimizerSuite(Suite):
         """P networks take the steps that each takes alone.
 
         Why: P networks train as one array program, and none may feel another.
-        Source: DESIGN, parameters and the population axis.
+        Source: Python array API standard 2024.12, Broadcasting, along the axes in front.
         """
         start = draw(seed, some.MEMBERS)
         draws = noise(start, optimizer, seed)
@@ -169,7 +169,7 @@ class OptimizerSuite(Suite):
         """θ ← θ − η d with η = 0 is θ, decay included.
 
         Why: schedules warm up from 0, and end there.
-        Source: DESIGN, model search.
+        Source: Loshchilov, Hutter: Decoupled weight decay regularization (2019), algorithm 2.
         """
         start = draw(seed)
         now = tree.map(lambda leaf: leaf[0], noise(start, optimizer, seed))
@@ -179,7 +179,7 @@ class OptimizerSuite(Suite):
         """Where the gradient is 0 the steps are finite.
 
         Why: there is no length to divide by: moments, clipping and sharpness all divide.
-        Source: DESIGN, numerical rules.
+        Source: IEEE 754-2019, section 7.2: 0/0 is an invalid operation.
         """
         start = draw(0)
         zero = tree.map(lambda leaf: np.zeros((STEPS, *leaf.shape)), start)
@@ -191,7 +191,7 @@ class OptimizerSuite(Suite):
         """After 100 steps of its schedule the loss of a bowl without noise, where it is read, is below the first.
 
         Why: the sign of the step.
-        Source: DESIGN, model search.
+        Source: Cauchy: Méthode générale pour la résolution des systèmes d'équations simultanées (1847).
         """
         params, losses = draw(seed), []
         state, now = optimizer.rule.init(params), tree.map(np.zeros_like, params)
@@ -205,7 +205,7 @@ class OptimizerSuite(Suite):
         """The rule is hashable and equal to itself, the config is numbers, the schedule finite rates of at least 0.
 
         Why: programs are compiled for the rule; a new number must not compile them again.
-        Source: DESIGN, speed rules.
+        Source: JAX documentation, jax.jit, static_argnums: another value is compiled anew.
         """
         assert {optimizer.rule: 1}[optimizer.rule] == 1
         assert all(np.asarray(number).dtype.kind in "iuf" for number in tree.leaves(optimizer.config))

@@ -70,7 +70,7 @@ class QuantizerSuite(Suite):
         """Weights far beyond the range become its ends, of their own sign; all integers are within it, as int8.
 
         Why: weights move in training; a cast before the clip wraps around, and differently on each backend.
-        Source: research/NUMERICS: 300 as int8 is 44 on NumPy and 127 on JAX.
+        Source: Python array API standard 2024.12, astype: out of range it is unspecified. 300 is 44 or 127.
         """
         levels = quantizer.levels(w)
         for far in (1.0, 2.0, 300.0, 1e6):
@@ -133,7 +133,7 @@ class QuantizerSuite(Suite):
         """ŵ of ŵ is ŵ, to the bit.
 
         Why: a model that is loaded and quantized alike is the same model.
-        Source: a projection.
+        Source: Gersho, Gray (1992), section 5.1: a level of a regular quantizer lies in its own cell.
         """
         levels = quantizer.levels(w)
         once = quantizer.fake_quantize(w, levels)
@@ -144,7 +144,7 @@ class QuantizerSuite(Suite):
         """w ≤ v gives ŵ ≤ v̂; and where the integers are symmetric, ŵ of −w is −ŵ.
 
         Why: what is ranked by magnitude stays ranked.
-        Source: a step function.
+        Source: Gersho, Gray (1992), section 5.1: a regular quantizer's cells are intervals in order.
         """
         levels = quantizer.levels(w)
         found, above = (quantizer.fake_quantize(v, levels) for v in (w, w + np.float32(more / 8)))
@@ -170,7 +170,7 @@ class QuantizerSuite(Suite):
         """Weights that are all 0, tiny or huge give finite positive scales and finite ŵ.
 
         Why: a layer may be empty, and 1/0 is no scale.
-        Source: DESIGN, numerical rules.
+        Source: IEEE 754-2019, section 7.3, division by zero.
         """
         w = w * np.float32(scale)
         levels = quantizer.levels(w)
@@ -183,7 +183,7 @@ class QuantizerSuite(Suite):
         """Weights (*population, in, out) give each member its own integers, scales and zero points.
 
         Why: P networks are quantized as one array program.
-        Source: DESIGN, parameters and the population axis.
+        Source: Python array API standard 2024.12, Broadcasting, along the axes in front.
         """
         found = quantizer.quantize(w, quantizer.levels(w))
         for i in range(some.MEMBERS):
@@ -195,7 +195,7 @@ class QuantizerSuite(Suite):
         """The weights, the levels and the gradient are as they were.
 
         Why: they are trained on, behind the rounding.
-        Source: CONTRIBUTING, augmented assignment only on arrays the function owns.
+        Source: NumPy user guide, Copies and views: what is written in place is seen by all who share the memory.
         """
         before, levels, gradient = w.copy(), quantizer.levels(w), np.linspace(1, 2, w.size, dtype=np.float32)
         gradient = gradient.reshape(w.shape)
@@ -210,7 +210,7 @@ class QuantizerSuite(Suite):
         """Integers, scales and ŵ from equal weights and levels are NumPy's to the bit, eagerly and compiled.
 
         Why: integers are promised bit for bit, and so must not be made by dividing, nor by a fused multiply-add.
-        Source: the tier "exact"; research/NUMERICS: x / s is 67 % bit-equal.
+        Source: the tier "exact"; IEEE 754-2019, section 4.3: one product is rounded once, a/s by 1/s twice.
         """
         w = w * np.float32(1 / 3)
         levels = quantizer.levels(w)

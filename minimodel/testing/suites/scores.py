@@ -94,7 +94,7 @@ class ScoreSuite(Suite):
         """Each member's scores are what it gets alone, from its own key.
 
         Why: P networks are pruned as one array program.
-        Source: DESIGN, parameters and the population axis.
+        Source: Python array API standard 2024.12, Broadcasting, along the axes in front.
         """
         case = Case.of(seed, some.MEMBERS)
         found = self.measured(score, case)
@@ -140,7 +140,7 @@ class ScoreSuite(Suite):
         """Of a network all of whose weights are 0 the scores are finite.
 
         Why: pruning in rounds meets layers that are empty; 0/0 would end it.
-        Source: DESIGN, numerical rules.
+        Source: IEEE 754-2019, section 7.2: 0/0 is an invalid operation.
         """
         empty = Case.of(0)
         found = self.measured(score, empty._replace(params=tree.map(np.zeros_like, empty.params)))

@@ -144,7 +144,7 @@ class StrategySuite(Suite):
         """The best fitness never worsens, NaN is worse than any number, and the best is the candidate that had it.
 
         Why: whatever a strategy does, what it found is kept.
-        Source: DESIGN, random search: θ ← argmin J over {θ, candidates}.
+        Source: Solis, Wets: Minimization by random search techniques (1981), condition H1.
         """
         state, least, best = strategy.init(params_of(seed), 5.0), 5.0, rows_of(as_candidate(params_of(seed)))
         for i, fitness in enumerate(values):
@@ -208,7 +208,7 @@ class StrategySuite(Suite):
         """In 30 generations a fitness is found that is lower than that of the start, five away everywhere.
 
         Why: the sign of what is told.
-        Source: DESIGN, random search.
+        Source: Solis, Wets: Minimization by random search techniques (1981).
         """
         start = tree.map(lambda leaf: np.full_like(leaf, 5.0), params_of(seed))
         worth = float(np.square(rows_of(as_candidate(start)) - 0.5).sum())
