@@ -359,7 +359,8 @@ backend(
 
 
 def derivatives(what: str, check: str, **members: Any) -> None:
-    ours = {"value_and_grad": mm.value_and_grad, "hvp": mm.hvp}
+    names = ("value_and_grad", "input_gradient", "jvp", "vjp", "hvp", "gnvp")
+    ours = {name: getattr(gradients, name) for name in names}
     plant(what, suites.GradientSuite, check, SimpleNamespace(**{**ours, **members}), gradients)
 
 
@@ -413,6 +414,24 @@ derivatives(
     "bias_gradient_is_the_derivative_of_the_loss",
     value_and_grad=bias_over_outputs,
 )
+derivatives(
+    "the gradient of inputs is spread evenly over them",
+    "input_gradient_is_the_derivative_of_the_loss",
+    input_gradient=lambda *case: mm.input_gradient(*case) * 0 + mm.input_gradient(*case).mean(axis=-1, keepdims=True),
+)
+derivatives(
+    "the change of the biases is left out",
+    "jvp_is_the_change_of_the_outputs",
+    jvp=lambda network, params, tangent, x: mm.jvp(
+        network, params, tuple(v._replace(bias=v.bias * 0) for v in tangent), x
+    ),
+)
+derivatives(
+    "the backward pass takes the cotangent as its mean",
+    "vjp_is_the_transpose_of_jvp",
+    vjp=lambda network, params, x, u: mm.vjp(network, params, x, u * 0 + u.mean()),
+)
+derivatives("the Hessian's product passes for the Gauss–Newton's", "gnvp_is_made_of_its_three_parts", gnvp=mm.hvp)
 derivatives("the Gauss–Newton product passes for the Hessian's", "hvp_is_the_derivative_of_the_gradient", hvp=mm.gnvp)
 derivatives(
     "members of a population share their gradient",

@@ -23,12 +23,6 @@ from minimodel.testing.strategies import law
 SUITES = [value for name, value in vars(suites).items() if name.endswith("Suite") and name != "Suite"]
 
 
-class TestGradients(suites.GradientSuite):
-    @pytest.fixture
-    def gradients(self):
-        return mm.gradients
-
-
 class TestFiles(suites.FileSuite):
     @pytest.fixture
     def files(self):

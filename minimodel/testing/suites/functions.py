@@ -14,6 +14,7 @@ from minimodel.testing import strategies as some
 from minimodel.testing.oracles import (
     assert_dtype,
     assert_same_bits,
+    assert_same_structure,
     assert_within_step,
     check_gradient,
     check_hvp,
@@ -250,7 +251,8 @@ def parts_of(z: Any, t: Any, *, loss: Loss) -> Any:
 
 
 class GradientSuite(Suite):
-    """Fixture ``gradients``: an object with ``value_and_grad`` and ``hvp``, called as ``minimodel.gradients`` are."""
+    """Fixture ``gradients``: an object with ``value_and_grad``, ``input_gradient``, ``jvp``, ``vjp``, ``hvp`` and
+    ``gnvp``, called as ``minimodel.gradients`` are."""
 
     subject = "gradients"
 
@@ -324,6 +326,71 @@ class GradientSuite(Suite):
             return gradients.value_and_grad(network, loss, at, x, y)[1]
 
         check_hvp(gradient, gradients.hvp(network, loss, params, tangent, x, y), params, tangent)
+
+    @law(10, **drawn)
+    def test_input_gradient_is_the_derivative_of_the_loss(
+        self, gradients: Any, seed: int, activation: str, loss: str
+    ) -> None:
+        """∂J/∂x is the central difference of J in every input.
+
+        Why: what an input matters to the loss is read off it.
+        Source: minimodel.testing.oracles.check_gradient.
+        """
+        network, loss, params, x, y = self.case(seed, activation, loss)
+        found = gradients.input_gradient(network, loss, params, x, y)
+        check_gradient(lambda at: gradients.value_and_grad(network, loss, params, at, y)[0], found, x)
+
+    @law(10, **drawn)
+    def test_jvp_is_the_change_of_the_outputs(self, gradients: Any, seed: int, activation: str, loss: str) -> None:
+        """uᵀJv is the central difference of uᵀz along v, for random u; z are the outputs.
+
+        Why: products with the Hessian and the Gauss–Newton matrix begin with it.
+        Source: Pearlmutter, Fast exact multiplication by the Hessian (1994).
+        """
+        network, _, params, x, _ = self.case(seed, activation, loss)
+        tangent = self.case(seed + 1, activation, loss)[2]
+        z, found = gradients.jvp(network, params, tangent, x)
+        u = np.random.default_rng(seed).normal(size=z.shape)
+        np.testing.assert_allclose(z, network.apply(params, x), rtol=1e-12, atol=1e-14)
+
+        def along(t: np.ndarray) -> Any:
+            return u * network.apply(tree.map(lambda p, v: p + t * v, params, tangent), x)
+
+        check_gradient(along, np.asarray([np.sum(u * found)]), np.zeros(1))
+
+    @law(10, **drawn)
+    def test_vjp_is_the_transpose_of_jvp(self, gradients: Any, seed: int, activation: str, loss: str) -> None:
+        """⟨u, Jv⟩ = ⟨Jᵀu, v⟩
+
+        Why: a backward pass is the transpose of a forward one.
+        Source: Griewank, Walther: Evaluating derivatives (2008), section 3.2.
+        """
+        network, _, params, x, _ = self.case(seed, activation, loss)
+        tangent = self.case(seed + 1, activation, loss)[2]
+        z, change = gradients.jvp(network, params, tangent, x)
+        u = np.random.default_rng(seed).normal(size=z.shape)
+        back = gradients.vjp(network, params, x, u)
+        assert_same_structure(back, params, "Jᵀu")
+        pairs = zip(tree.leaves(back), tree.leaves(tangent), strict=True)
+        sizes = [leaf * v for leaf, v in pairs]
+        scale = 1e-12 * sum(float(np.abs(part).sum()) for part in sizes)
+        np.testing.assert_allclose(sum(part.sum() for part in sizes), np.sum(u * change), rtol=1e-10, atol=scale)
+
+    @law(10, **drawn)
+    def test_gnvp_is_made_of_its_three_parts(self, gradients: Any, seed: int, activation: str, loss: str) -> None:
+        """G·v = Jᵀ((∂²J/∂z²)(Jv))
+
+        Why: it is the curvature that cannot be negative, which second-order steps need.
+        Source: Schraudolph, Fast curvature matrix-vector products (2002).
+        """
+        network, loss, params, x, y = self.case(seed, activation, loss)
+        tangent = self.case(seed + 1, activation, loss)[2]
+        z, change = gradients.jvp(network, params, tangent, x)
+        expected = gradients.vjp(network, params, x, mm.losses.get(loss).curvature(z, y, change))
+        found = gradients.gnvp(network, loss, params, tangent, x, y)
+        assert_same_structure(found, expected, "G·v")
+        for ours, theirs in zip(tree.leaves(found), tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-10, atol=1e-13)
 
     @law(20, **drawn)
     def test_a_population_is_its_members(self, gradients: Any, seed: int, activation: str, loss: str) -> None:
