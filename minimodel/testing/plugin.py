@@ -71,7 +71,11 @@ def pytest_runtest_makereport(
     if report.skipped and not expected and (report.when == "call" or marked):
         report.outcome = "failed"
         report.longrepr = f"{check}: a check is not skipped; name it in expected_failures with a reason"
-    if report.skipped and expected and call.excinfo and not suite.is_expected(check, call.excinfo.value):
+    elif report.skipped and expected and check not in suite.expected_failures:
+        report.outcome = "failed"
+        del report.wasxfail
+        report.longrepr = f"{check}: a check has no xfail of its own; name it in expected_failures with a reason"
+    elif report.skipped and expected and call.excinfo and not suite.is_expected(check, call.excinfo.value):
         report.outcome = "failed"
         del report.wasxfail
         report.longrepr = f"{check}: expected to fail with {suite.expected(check)[1]!r}, got\n{call.excinfo.value}"
