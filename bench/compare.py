@@ -1,8 +1,10 @@
 """Two reports, point by point: what became slower, what faster, and what is noise."""
 
 from collections.abc import Iterator
+from statistics import median
 from typing import Any, NamedTuple
 
+from minimodel.bench.measure import REFERENCE, platform
 from minimodel.bench.show import size_of
 from minimodel.bench.statistics import BETWEEN_RUNS, Ratio, unpaired
 
@@ -19,21 +21,28 @@ class Difference(NamedTuple):
 
 def compare(before: dict[str, Any], after: dict[str, Any], floor: float = BETWEEN_RUNS) -> list[Difference]:
     """All points timed in both."""
-    old = dict(samples(before))
+    old = dict(passes(before))
     return [
         Difference(*key, ratio, ratio.verdict(floor))
-        for key, passes in samples(after)
+        for key, own in passes(after)
         if key in old
-        for ratio in [unpaired(passes, old[key])]
+        for ratio in [unpaired(own, old[key])]
     ]
 
 
-def samples(report: dict[str, Any]) -> Iterator[tuple[tuple[str, str, str], list[list[float]]]]:
-    """By case, size and backend, those of every pass."""
+def passes(report: dict[str, Any]) -> Iterator[tuple[tuple[str, str, str], list[float]]]:
+    """By case, size and backend, the median of every pass.
+
+    On a processor it is counted in units of the reference, so that a machine that others slow down, as shared ones are
+    by a tenth from one minute to the next, is not taken for a slower program.
+    """
     for point in report["points"]:
         for name, found in point["backends"].items():
             if "samples" in found:
-                yield (point["case"], str(size_of(point)), name), found["samples"]
+                medians = [median(seconds) for seconds in found["samples"]]
+                if platform(report["backends"][name]) == "cpu":
+                    medians = [own / median(unit) for own, unit in zip(medians, point[REFERENCE], strict=True)]
+                yield (point["case"], str(size_of(point)), name), medians
 
 
 def show(differences: list[Difference]) -> None:

@@ -10,7 +10,8 @@ backends   by name: devices, library and its version, experimental; in a fresh p
            backend) and ``start_seconds`` (the first product it computes); ``peaks``: by dtype the best operations and
            bytes a second seen; or ``refused`` with the reason
 points     a list of: case, kind, size (layers, batch, population, dtype), operations and bytes a call must at least
-           do, and by backend either ``skipped`` with the reason, or
+           do, ``reference``: seconds of one and the same small product by NumPy, in every round as ``samples``, which
+           tell how fast the machine was then, and by backend either ``skipped`` with the reason, or
              error              distance from NumPy's result, as a part of its norm; ``tolerance`` is the point's
              first_seconds      the first call: tracing and compilation included
              to_device_seconds, to_host_seconds   of the inputs, of the result; null for whole algorithms
@@ -50,6 +51,7 @@ PASSES, MOST_ROUNDS = 6, 40  # an interval of 95 % takes 6 samples
 SAMPLE_SECONDS, LONG_SECONDS = 1e-3, 0.1
 COPIES = 10  # of its weights and activations, at most, that a program needs
 LIMIT, LEAST_LIMIT = 1 / 500, 0.5  # the longest call, as a part of the time, but always so many seconds
+REFERENCE, REFERENCE_LOOPS, SQUARE = "reference", 3, np.ones((256, 256), np.float32)
 CHECKING = 0.8  # the part of the time after which no further point is looked at
 DTYPES = tuple(running.EPS)
 COLD = (
@@ -179,6 +181,7 @@ def check(case: Case, size: Size, opened: dict[str, Backend], rates: dict[str, A
         "operations": case.operations(size),
         "bytes": case.traffic(size),
         "tolerance": running.tolerance(case, size),
+        REFERENCE: [],
         "backends": {},
     }
 
@@ -282,9 +285,19 @@ def sweep(timed: list[Timed], deadline: float, rng: np.random.Generator, seed: i
                 name: partial(sample, one.case, one.size, own, host, found[name]["loops"])
                 for name, own in one.backends.items()
             }
-            for name, seconds in rounds(takes, until, rng).items():
-                found[name]["samples"].append(seconds)
+            seconds = rounds(takes | {REFERENCE: product_of_numpy}, until, rng)
+            one.entry[REFERENCE].append(seconds.pop(REFERENCE))
+            for name, samples in seconds.items():
+                found[name]["samples"].append(samples)
             left -= 1
+
+
+def product_of_numpy() -> float:
+    """Seconds of the reference, of about a millisecond of them."""
+    start = perf_counter()
+    for _ in range(REFERENCE_LOOPS):
+        SQUARE @ SQUARE
+    return (perf_counter() - start) / REFERENCE_LOOPS
 
 
 def sample(case: Case, size: Size, backend: Backend, host: Any, loops: int) -> float:

@@ -39,9 +39,9 @@ def paired(seconds: Any, base: Any) -> Ratio:
     return bounded(d, sign_rank(len(d)))
 
 
-def unpaired(seconds: list[Any], base: list[Any]) -> Ratio:
-    """The ratio to the base, of two runs, each given by the samples of its passes."""
-    own, others = (np.log([median(samples) for samples in run]) for run in (seconds, base))
+def unpaired(medians: list[float], base: list[float]) -> Ratio:
+    """The ratio to the base, of two runs, each given by the medians of its passes."""
+    own, others = np.log(medians), np.log(base)
     d = sorted((own[:, None] - others).ravel().tolist())
     return bounded(d, mann_whitney_rank(len(own), len(others)))
 

@@ -212,7 +212,7 @@ def made(seconds, name="numpy", case="matmul", layers=(5, 8, 3), operations=640)
     size = Size(layers, 4)._asdict()
     return {
         "case": case, "kind": "operation", "size": size, "operations": operations, "bytes": 100, "tolerance": 0,
-        "backends": {name: found},
+        "reference": [[1.0]] * len(seconds), "backends": {name: found},
     }  # fmt: skip
 
 
@@ -222,12 +222,22 @@ def test_reports_are_compared_point_by_point():
     def samples(scale):
         return (scale * np.exp(0.02 * rng.normal(size=(6, 9)))).tolist()
 
-    before = {"points": [made(samples(1.0)), made(samples(1.0), case="mask"), made(samples(1.0), case="forward")]}
-    after = {"points": [made(samples(1.0)), made(samples(1.3), case="mask"), made(samples(1.0), name="jax")]}
+    about = {"backends": {"numpy": {"devices": ["cpu:0"]}, "jax": {"devices": ["an accelerator"]}}}
+    before = about | {
+        "points": [made(samples(1.0)), made(samples(1.0), case="mask"), made(samples(1.0), case="forward")]
+    }
+    after = about | {"points": [made(samples(1.0)), made(samples(1.3), case="mask"), made(samples(1.0), name="jax")]}
     found = {one.case: one for one in compare.compare(before, after)}
     assert found["matmul"].verdict == "no difference" and found["mask"].verdict == "slower"
     assert found["mask"].ratio.low < 1.3 < found["mask"].ratio.high
     assert set(found) == {"matmul", "mask"}
+    for point in after["points"]:
+        point["reference"] = [[1.3]] * 6  # the machine was slower by so much
+    found = {one.case: one for one in compare.compare(before, after)}
+    assert found["matmul"].verdict == "faster" and found["mask"].verdict == "no difference"
+    on_device = [about | {"points": [made(samples(1.0), name="jax")]} for _ in range(2)]
+    on_device[1]["points"][0]["reference"] = [[1.3]] * 6  # which says nothing of another device
+    assert compare.compare(*on_device)[0].verdict == "no difference"
 
 
 def test_the_table_and_the_picture(tmp_path, capsys, monkeypatch):
