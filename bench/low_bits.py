@@ -18,10 +18,10 @@ from minimodel.bench import mnist
 from minimodel.bench.common import arguments, network_of, plus_minus, report
 
 PUBLISHED = {2: 98.66, 1: 97.81}  # Brevitas, SFC 2W2A and 1W1A
-COMMON = {"warmup": 0.05, "input_dropout": 0.1, "batch_size": 256, "teacher": 0.9, "temperature": 2.0}
+COMMON = {"scheme": "symmetric_full", "warmup": 0.05, "batch_size": 256, "teacher": 0.9, "temperature": 2.0}
 RECIPES: dict[int, dict[str, Any]] = {
-    2: {"scheme": "symmetric_full", "gradual": (), "peak": 1.5e-3, "sharpness": 0.1, "epochs": 40} | COMMON,
-    1: {"scheme": "symmetric_full", "gradual": (2,), "peak": 2e-3, "sharpness": None, "epochs": 40} | COMMON,
+    2: COMMON | {"gradual": (), "peak": 1.5e-3, "epochs": 100},
+    1: COMMON | {"gradual": (2,), "peak": 1e-3, "epochs": 60},
 }
 
 
@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--dense", type=Path, help="take the dense networks from this file, or write them there")
     parser.add_argument("--hidden", default="256,256,256")
     parser.add_argument("--backend", default="jax")
-    parser.add_argument("--dense-epochs", type=int, default=40)
+    parser.add_argument("--dense-epochs", type=int, default=60)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=int, help="in place of those of the recipes")
     parser.add_argument("--bits", type=int, choices=list(RECIPES), help="only this row")
@@ -82,11 +82,10 @@ def quantized(dense: mm.Model, data: mm.Splits, bits: int, recipe: dict[str, Any
         learn_levels=True,
         gradual=recipe["gradual"],
         backend=backend,
-        optimizer=mm.optimizers.adam(schedule, sharpness=recipe["sharpness"]),
+        optimizer=mm.optimizers.adam(schedule),
         teacher=mm.Teacher(dense, recipe["teacher"], recipe["temperature"]),
         epochs=recipe["epochs"],
         batch_size=recipe["batch_size"],
-        input_dropout=recipe["input_dropout"],
         callback=mnist.show,
     )
 

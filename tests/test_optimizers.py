@@ -12,6 +12,7 @@ from minimodel import optimizers, tree
 from minimodel.problem import masked
 from minimodel.search.rules import Averaged, SharpnessAware
 from minimodel.testing.suites import OptimizerSuite
+from minimodel.testing.suites.optimizers import direct
 
 NETWORK = mm.Network((5, 4, 2))
 STEPS = 100
@@ -71,7 +72,7 @@ def bowl(now):
             loss = loss + xp.sum(0.5 * xp.log1p(leaf * leaf) + moving * leaf, axis=tuple(range(axes, leaf.ndim)))
         return loss, tree.map(gradient, params, now)
 
-    return evaluate
+    return direct(evaluate)
 
 
 def masked_bowl(now, masks):
@@ -81,7 +82,7 @@ def masked_bowl(now, masks):
         loss, grads = bowl(now)(params)
         return loss, masked(grads, masks)
 
-    return evaluate
+    return direct(evaluate)
 
 
 def at(values, *where):
@@ -461,7 +462,7 @@ def test_a_gradient_of_zero_is_left_alone(make):
     config, state = host(optimizer.config), optimizer.rule.init(params)
     for _ in range(2):
         _, params, state = optimizer.rule.update(
-            config, np.asarray(RATE), lambda params: (np.zeros(()), nothing), state, params
+            config, np.asarray(RATE), direct(lambda params: (np.zeros(()), nothing)), state, params
         )
     for layers in (params, optimizer.rule.read(params, state)):
         for found, before in zip(layers, draw(0), strict=True):
@@ -527,7 +528,7 @@ def test_the_loss_is_that_of_the_parameters_before_the_step(options, count):
 
     expected = bowl(at(draws, 0))(start)[0]
     loss, _, _ = optimizer.rule.update(
-        host(optimizer.config), np.asarray(RATE), evaluate, optimizer.rule.init(start), draw(0)
+        host(optimizer.config), np.asarray(RATE), direct(evaluate), optimizer.rule.init(start), draw(0)
     )
     assert loss == expected
     assert len(calls) == count

@@ -101,6 +101,30 @@ def test_retraining_lowers_the_validation_loss(backend, population, bits, scheme
     assert_holds_its_integers(retrained, bits, scheme)
 
 
+def test_a_sharpness_aware_step_looks_around_the_integers(oracle, backend, models, data):
+    """θ ← θ − η ∇J(ŵ + ρ g/‖g‖), g = ∇J(ŵ), by automatic differentiation: not J of the rounded θ + ρ g/‖g‖."""
+    torch, model, rate, rho = oracle("torch"), models[None], 0.1, 0.3
+    how = {"seed": 0, "bits": 3, "backend": backend, "batch_size": len(data.train.x)}
+    scales = [torch.tensor(q.scale) for q in mm.quantize(model, data, epochs=0, **how).quantized]
+    found = mm.quantize(model, data, epochs=1, optimizer=optimizers.sgd(rate, sharpness=rho), **how).state.params
+    leaves = [torch.tensor(leaf, requires_grad=True) for layer in model.params for leaf in layer]
+    x, y = torch.tensor(model.prepared(data.train.x)), torch.tensor(data.train.y, dtype=torch.int64)
+
+    def gradient(away):
+        def weight(i):
+            c = leaves[2 * i] / scales[i]
+            return scales[i] * torch.clamp(c + (torch.round(c) - c).detach(), -3, 3) + away[2 * i]
+
+        hidden = torch.relu(x @ weight(0) + leaves[1] + away[1])
+        loss = torch.nn.functional.cross_entropy(hidden @ weight(1) + leaves[3] + away[3], y)
+        return torch.autograd.grad(loss, leaves)
+
+    g = gradient([torch.zeros_like(leaf) for leaf in leaves])
+    length = torch.sqrt(sum((part**2).sum() for part in g))
+    for ours, start, d in zip(tree.leaves(found), leaves, gradient([rho * part / length for part in g]), strict=True):
+        np.testing.assert_allclose(ours, (start - rate * d).detach().numpy(), rtol=1e-5, atol=1e-6)
+
+
 def test_without_epochs_it_only_rounds(backend, population, models, data):
     model = models[population]
     found = mm.quantize(model, data, seed=0, bits=5, backend=backend, epochs=0)

@@ -182,9 +182,11 @@ def descend(
             sizes = static.network.layer_sizes[:-1]
             dropped = dropout.noise(noise_key, noise.inputs, noise.hidden, sizes, static.batch_size, backend=backend)
 
-        def evaluate(params: Params) -> tuple[Array, Params]:
+        def evaluate(params: Params, away: Params | None = None) -> tuple[Array, Params]:
             own = leave(static, params)
             used = static.through.forward(given.values, own)
+            if away is not None:
+                used = tree.map(lambda p, e: p + e, used, leave(static, away)[: len(used)])
             loss, grads = objective(static.network, static.loss, used, batch.x, t, batch.weight, dropped)
             return loss, masked(enter(static, static.through.backward(given.values, own, grads)), given.masks)
 

@@ -1,11 +1,10 @@
 """Rules of optimizers: from the loss and its gradient to the next parameters.
 
 A rule is three pure functions: ``init(params) -> state``, ``update(numbers, rate, evaluate, state, params) ->
-(loss, params, state)``, where ``evaluate`` gives the loss and the gradient at any parameters, and ``read(params,
-state)``, the parameters that are to be used. ``update`` consumes the parameters and the state.
+(loss, params, state)``, where ``evaluate(params, away=None)`` gives the loss and the gradient at any parameters, and
+``read(params, state)``, the parameters that are to be used. ``update`` consumes the parameters and the state.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -14,7 +13,13 @@ from minimodel.network import Params
 from minimodel.search.parts import Part, next_step, nonzero, norm, zero, zeros
 from minimodel.tree import Array, Tree, align
 
-Evaluate = Callable[[Params], tuple[Array, Params]]
+
+class Evaluate(Protocol):
+    """The loss and the gradient at the parameters, or so far ``away`` from them, counted where they meet the data: from
+    the integers that weights are rounded to, not from the weights, a small step from which is none or a whole level.
+    """
+
+    def __call__(self, params: Params, away: Params | None = None) -> tuple[Array, Params]: ...
 
 
 class Rule(Protocol):
@@ -79,7 +84,8 @@ class Chain:
 class SharpnessAware:
     """The step of ``chain`` with the gradient at θ + ρ g/‖g‖, the worst place nearby.
 
-    Foret et al., Sharpness-aware minimization (2021), equations 2 and 3; the loss reported is that at θ.
+    Foret et al., Sharpness-aware minimization (2021), equations 2 and 3; the loss reported is that at θ. Where θ is
+    rounded, ρ g/‖g‖ is added to what it is rounded to (Liu et al., Sharpness-aware quantization, 2021).
     """
 
     chain: Chain
@@ -98,7 +104,7 @@ class SharpnessAware:
         rho, inner = numbers
         loss, g = evaluate(params)
         length = rho / nonzero(norm(g, loss))
-        d = evaluate(tree.map(lambda p, g: p + align(length, p) * g, params, g))[1]
+        d = evaluate(params, tree.map(lambda g: align(length, g) * g, g))[1]
         return loss, *self.chain.step(inner, rate, d, state, params)
 
     def read(self, params: Params, state: Tree) -> Params:
@@ -175,10 +181,10 @@ class Tracked:
     ) -> tuple[Array, Params, Movement]:
         total = state.total
 
-        def watched(at: Params) -> tuple[Array, Params]:
+        def watched(at: Params, away: Params | None = None) -> tuple[Array, Params]:
             nonlocal total
-            loss, g = evaluate(at)
-            if at is params:  # not where a sharpness-aware rule looks as well
+            loss, g = evaluate(at, away)
+            if away is None:  # not where a sharpness-aware rule looks as well
                 total = tree.map(subtract_product, total, at, g)
             return loss, g
 

@@ -1,5 +1,6 @@
 """The laws of optimizers."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from minimodel.network import Network, Params
 from minimodel.problem import masked
 from minimodel.search.optimizers import Optimizer
 from minimodel.search.packed import pack
+from minimodel.search.rules import Evaluate
 from minimodel.search.schedules import Run
 from minimodel.testing import strategies as some
 from minimodel.testing.oracles import (
@@ -51,11 +53,20 @@ def bowl(now: Params, masks: Any, params: Params) -> tuple[Array, Params]:
     return loss, masked(tree.map(lambda leaf, v: leaf / (1 + leaf * leaf) + v, params, now), masks)
 
 
+def direct(function: Callable[[Params], tuple[Array, Params]]) -> Evaluate:
+    """``evaluate`` of a function of parameters that nothing rounds."""
+
+    def evaluate(params: Params, away: Params | None = None) -> tuple[Array, Params]:
+        return function(params if away is None else tree.map(lambda p, e: p + e, params, away))
+
+    return evaluate
+
+
 def one_step(optimizer: Optimizer, now: Params, masks: Any, params: Params, state: Tree, rate: float = RATE) -> Tree:
     """Loss, parameters and state after one update in float64; what is given stays as it is."""
     config = tree.map(lambda value: np.asarray(value, np.float64), optimizer.config)
     params, state = tree.map(np.copy, (params, state))
-    return optimizer.rule.update(config, np.asarray(rate), lambda at: bowl(now, masks, at), state, params)
+    return optimizer.rule.update(config, np.asarray(rate), direct(lambda at: bowl(now, masks, at)), state, params)
 
 
 def drive(optimizer: Optimizer, params: Params, draws: Params, masks: Any = None) -> tuple[Array, Params, Tree]:
@@ -73,7 +84,7 @@ def program(params: Params, state: Tree, config: Tree, draws: Params, rate: Any,
     backend, rule = static
 
     def step(carry: Tree, now: Params) -> tuple[Tree, Array]:
-        loss, params, state = rule.update(config, rate, lambda at: bowl(now, masks, at), carry[1], carry[0])
+        loss, params, state = rule.update(config, rate, direct(lambda at: bowl(now, masks, at)), carry[1], carry[0])
         return (params, state), loss
 
     (params, state), losses = backend.scan(step, (params, state), draws)
@@ -144,7 +155,7 @@ class OptimizerSuite(Suite):
             return loss, grads
 
         config = tree.map(lambda value: np.asarray(value, np.float64), optimizer.config)
-        optimizer.rule.update(config, np.asarray(RATE), evaluate, state, tree.map(np.copy, params))
+        optimizer.rule.update(config, np.asarray(RATE), direct(evaluate), state, tree.map(np.copy, params))
         for grads, kept in shown:
             assert_same_bits(grads, kept, "the gradient")
 
