@@ -28,7 +28,7 @@ CASES = (  # size, backend, networks, rows, epochs
     ("small", "jax", 1, 1_440, 100),
     ("small", "jax", 64, 1_440, 20),
     ("large", "jax", 1, 12_800, 5),
-    ("large", "jax", 64, 6_400, 2),
+    ("large", "jax", 64, 12_800, 2),
 )
 Case = Callable[[], list[Any]]  # returns the weights and biases that were found, in turn
 
