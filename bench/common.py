@@ -16,6 +16,10 @@ from minimodel.datasets import Splits
 from minimodel.model import standard_error
 from minimodel.network import Network
 
+PACKAGES = (
+    "minimodel", "numpy", "jax", "jaxlib", "scikit-learn", "torch", "optax", "evosax", "nevergrad", "onnxruntime"
+)  # fmt: skip
+
 
 def arguments(description: str | None) -> argparse.ArgumentParser:
     """A parser with the option every benchmark has."""
@@ -63,7 +67,7 @@ def plus_minus(values: Any, sign: str = "") -> str:
 def machine() -> dict[str, Any]:
     """What a figure depends on besides the code."""
     packages = {}
-    for name in ("minimodel", "numpy", "jax", "jaxlib", "scikit-learn", "torch"):
+    for name in PACKAGES:
         try:
             packages[name] = version(name)
         except PackageNotFoundError:

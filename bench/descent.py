@@ -5,8 +5,6 @@ Whole calls are timed, from checking the data to the model, after one that compi
 10 of the large one, fewer for many at once. The final training losses are printed: none is fast by doing less.
 """
 
-import os
-import sys
 import warnings
 from collections.abc import Callable
 from fnmatch import fnmatch
@@ -17,6 +15,7 @@ from typing import Any
 import numpy as np
 
 import minimodel as mm
+from minimodel.bench import resources
 from minimodel.bench.common import arguments, report, side_by_side
 
 RATE, MOMENTUM = 0.02, 0.9
@@ -43,24 +42,17 @@ def main() -> None:
         "--compiled", action="store_true", help="PyTorch by torch.compile as well; needs a C++ compiler"
     )
     options = parser.parse_args()
-    pin(options.threads)
     results = {}
-    for size, backend, members, rows, epochs in CASES:
-        name = f"{size}-{backend}-{members}"
-        if options.only and not fnmatch(name, options.only):
-            continue
-        results[name] = compare(
-            size, backend, members, rows, epochs, options.repeats, options.threads, options.compiled
-        )
-        show(name, results[name])
-    report({"threads": options.threads, "results": results}, options.out)
-
-
-def pin(threads: int) -> None:
-    """Start anew on as many processors as asked for: BLAS, PyTorch and XLA all count them when they are loaded."""
-    if len(os.sched_getaffinity(0)) != threads:
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
-        os.execv(sys.executable, [sys.executable, "-m", "minimodel.bench.descent", *sys.argv[1:]])
+    with resources.threads(options.threads) as threads:
+        for size, backend, members, rows, epochs in CASES:
+            name = f"{size}-{backend}-{members}"
+            if options.only and not fnmatch(name, options.only):
+                continue
+            results[name] = compare(
+                size, backend, members, rows, epochs, options.repeats, options.threads, options.compiled
+            )
+            show(name, results[name])
+    report({"threads": threads, "results": results}, options.out)
 
 
 def compare(

@@ -20,24 +20,18 @@ ROWS, REPEATS = 6400, 15
 
 
 def main() -> None:
-    """Print and store both tables."""
+    """Print and store the table of errors; ``bench.inference`` has that of times."""
     parser = arguments(__doc__)
     parser.add_argument("data", help="the folder with MNIST's IDX files")
     parser.add_argument("dense", help="the file of the dense networks")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--backend", default="jax", help="for the retraining")
-    parser.add_argument("--threads", type=int, default=1, help="of NumPy's BLAS, for the times")
     options = parser.parse_args()
     data, dense = mm.datasets.load(options.data), mm.load(options.dense)
     found: dict[str, Any] = {"errors": errors(dense, data, options.epochs, options.backend)}
-    from threadpoolctl import threadpool_limits
-
-    with threadpool_limits(options.threads):
-        found["times"] = times(dense, data)
     settings = {
         "layer_sizes": dense.network.layer_sizes,
         "epochs": options.epochs,
-        "threads": options.threads,
         **RECIPE,
     }
     report(mm.observe.plain({"data": Path(options.data).name, "settings": settings, **found}), options.out)

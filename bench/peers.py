@@ -172,6 +172,8 @@ def main() -> None:
     parser.add_argument("--from", dest="folder", type=Path, help="a folder with their results, instead of running them")
     options = parser.parse_args()
     chosen = options.only.split(",") if options.only else list(RUNS)
+    if unknown := set(chosen) - set(RUNS):
+        parser.error(f"--only: expected {', '.join(RUNS)}, got {sorted(unknown)[0]!r}")
     if "search" in chosen:
         check_fitness()
     with tempfile.TemporaryDirectory() as made:

@@ -19,12 +19,15 @@ STATUS = Path("/proc/self/status")
 def threads(count: int) -> Iterator[dict[str, Any]]:
     """As many processors for this process and those it starts, and as many threads of BLAS; says what was set.
 
-    XLA counts processors when it is loaded; if it was loaded before, its threads stay as they were.
+    XLA counts processors when it is loaded; if it was loaded before, its threads stay as they were. ValueError for more
+    threads than processors.
     """
     from threadpoolctl import threadpool_info, threadpool_limits
 
     said: dict[str, Any] = {"asked": count, "set_before_jax": "jax" not in sys.modules}
     before = os.sched_getaffinity(0) if hasattr(os, "sched_setaffinity") else None
+    if count > (most := len(before) if before else os.cpu_count() or count):
+        raise ValueError(f"threads: expected at most {most}, the processors there are, got {count}")
     try:
         if before is not None:
             os.sched_setaffinity(0, sorted(before)[:count])

@@ -4,8 +4,6 @@ Also low rank against full rank, and a generation against the bare forward produ
 timed, from checking the data to the model, after one that compiles.
 """
 
-import os
-import sys
 from collections.abc import Callable
 from fnmatch import fnmatch
 from functools import partial
@@ -14,6 +12,7 @@ from typing import Any
 import numpy as np
 
 import minimodel as mm
+from minimodel.bench import resources
 from minimodel.bench.common import arguments, report, side_by_side
 from minimodel.bench.descent import installed, problem
 from minimodel.search.space import ravel, unravel
@@ -32,23 +31,27 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
-    if len(os.sched_getaffinity(0)) > options.threads:  # BLAS and XLA count them when they are loaded
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
-        os.execv(sys.executable, [sys.executable, "-m", "minimodel.bench.search", *sys.argv[1:]])
+    with resources.threads(options.threads) as threads:
+        results = measured(options.only, options.repeats)
+    report({"threads": threads, "results": results}, options.out)
+
+
+def measured(only: str | None, repeats: int) -> dict[str, Any]:
+    """Of every table, printed, what each case reached."""
     results: dict[str, Any] = {}
     for name, (cases, candidates) in tables().items():
-        if options.only and not fnmatch(name, options.only):
+        if only and not fnmatch(name, only):
             continue
         made = {case: make() for case, make in cases.items()}
         best = {case: run() for case, run in made.items()}
-        seconds = side_by_side(made, options.repeats)
+        seconds = side_by_side(made, repeats)
         results[name] = {}
         first = next(iter(candidates.values()))
         for case, times in seconds.items():
             rates = {"candidates_a_second": candidates[case] / times["median"], "best": best[case]}
             results[name][case] = {**rates, "ratio": times["ratio"] * first / candidates[case]}
         show(name, results[name])
-    report({"threads": options.threads, "results": results}, options.out)
+    return results
 
 
 def tables() -> dict[str, tuple[dict[str, Callable[[], Case]], dict[str, int]]]:

@@ -8,6 +8,7 @@ import numpy as np
 
 import minimodel as mm
 from minimodel.backends import Backend, available, load
+from minimodel.bench import resources
 from minimodel.bench.common import arguments, report, side_by_side
 from minimodel.compress import patterns
 from minimodel.compress.masks import Choice, choose
@@ -20,18 +21,16 @@ KEPT = 0.018
 def main() -> None:
     """Print and store the three tables."""
     parser = arguments(__doc__)
-    parser.add_argument("--threads", type=int, default=1, help="of NumPy's BLAS")
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--model", help="a pruned model in a file, with its structure; by default masks at random")
     options = parser.parse_args()
-    from threadpoolctl import threadpool_limits
-
-    with threadpool_limits(options.threads):
+    with resources.threads(options.threads) as threads:
         results = {
             "a step with masks": steps(),
             "a global mask over 10 M weights": global_masks(),
             "answers at 1.8 % of the weights": answers(options.model),
         }
-    report({"settings": {"threads": options.threads, "layer_sizes": LARGE.layer_sizes}, **results}, options.out)
+    report({"settings": {"threads": threads, "layer_sizes": LARGE.layer_sizes}, **results}, options.out)
 
 
 def timed(cases: dict[str, Any], count: int, repeats: int, title: str) -> dict[str, Any]:
