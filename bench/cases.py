@@ -89,7 +89,7 @@ class Case(NamedTuple):
     inputs       (size, rng) -> a tuple of trees on the host; floats take the size's dtype on their way to the backend
     operations   additions and multiplications, of floats or of integers
     traffic      bytes of the inputs and outputs, each counted once
-    tier         how equal results must be: see ``measure.tolerance``
+    tier         how equal results must be: see ``running.tolerance``
     floats       whether it is defined for every dtype of floats, else for float32 alone
     """
 
@@ -196,7 +196,7 @@ def update_inputs(size: Size, rng: np.random.Generator) -> tuple[Any, ...]:
 # Whole algorithms.
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=32)
 def data_for(size: Size, count: int) -> mm.Splits:
     """Rows and targets without a pattern, made once: what is learned does not matter to the time."""
     rng = np.random.default_rng(0)

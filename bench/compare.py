@@ -30,6 +30,22 @@ def compare(before: dict[str, Any], after: dict[str, Any], floor: float = BETWEE
     ]
 
 
+def circumstances(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """What else than the code differs between two reports, and what only one of them has."""
+    lines = []
+    for what, read in (
+        ("processor", lambda report: report["machine"]["processor"]),
+        ("threads", lambda report: report["settings"]["threads"]["asked"]),
+        ("packages", lambda report: report["machine"]["packages"]),
+    ):
+        if (a := read(before)) != (b := read(after)):
+            lines.append(f"not the same {what}: A {a}, B {b}")
+    a, b = (dict(passes(report)) for report in (before, after))
+    if alone := len(a.keys() ^ b.keys()):
+        lines.append(f"{alone} points are in one of the reports only and are left out")
+    return lines
+
+
 def passes(report: dict[str, Any]) -> Iterator[tuple[tuple[str, str, str], list[float]]]:
     """By case, size and backend, the median of every pass.
 

@@ -2,19 +2,19 @@
 
 A report is what ``--json`` writes:
 
-schema     "minimodel.bench/1"
+schema     "minimodel.bench/2"
 machine    date, processor, cores, system, versions of packages
 settings   seed, seconds, passes, and ``threads``: how many were asked for, on which processors, the pools of BLAS and
            OpenMP with their versions, and whether they were set before JAX was loaded
 backends   by name: devices, library and its version, experimental; in a fresh process ``import_seconds`` (loading the
            backend) and ``start_seconds`` (the first product it computes); ``peaks``: by dtype the best operations and
-           bytes a second seen; or ``refused`` with the reason
+           bytes a second seen, null where it has no such dtype; or ``refused`` with the reason
 points     a list of: case, kind, size (layers, batch, population, dtype), operations and bytes a call must at least
            do, ``reference``: seconds of one and the same small product by NumPy, in every round as ``samples``, which
            tell how fast the machine was then, and by backend either ``skipped`` with the reason, or
              error              distance from NumPy's result, as a part of its norm; ``tolerance`` is the point's
              first_seconds      the first call: tracing and compilation included
-             to_device_seconds, to_host_seconds   of the inputs, of the result; null for whole algorithms
+             to_device_seconds, to_host_seconds   of the inputs, of the result; null where a case has no inputs
              peak_bytes         the inputs, and what a call takes besides; of a device that counts for itself all that
                                 was ever in use, if this call used more; null where that is not known
              loops              calls in a sample
@@ -33,7 +33,7 @@ from functools import partial
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from itertools import product
-from math import ceil
+from math import ceil, nan
 from statistics import median
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -46,13 +46,14 @@ from minimodel.bench import resources, running
 from minimodel.bench.cases import CASES, Case, Size
 from minimodel.bench.common import machine
 
-SCHEMA = "minimodel.bench/1"
+SCHEMA = "minimodel.bench/2"
 PASSES, MOST_ROUNDS = 6, 40  # an interval of 95 % takes 6 samples
 SAMPLE_SECONDS, LONG_SECONDS = 1e-3, 0.1
 COPIES = 10  # of its weights and activations, at most, that a program needs
 LIMIT, LEAST_LIMIT = 1 / 500, 0.5  # the longest call, as a part of the time, but always so many seconds
 REFERENCE, REFERENCE_LOOPS, SQUARE = "reference", 3, np.ones((256, 256), np.float32)
-CHECKING = 0.8  # the part of the time after which no further point is looked at
+CHECKING, LEAST_PART = 0.8, 0.5  # of the time: after that part no point is looked at; at least so much is for points
+REFERENCE_LIMIT = 10  # times the limit of a call, what NumPy may take for the result to compare with
 DTYPES = tuple(running.EPS)
 COLD = (
     "import sys; from time import perf_counter as now; names, name = sys.argv[1].split(), sys.argv[2]; "
@@ -109,13 +110,16 @@ def measure(plan: Plan, watch: Watch = lambda *args: None) -> dict[str, Any]:
         for name, backend in opened.items():
             watch(f"peaks of {name}", 0, 0)
             about[name]["peaks"] = {dtype: peaks_of(backend, dtype, rng) for dtype in sorted(dtypes)}
+        of_memory(about)
+        checked_from = perf_counter()
+        deadline = max(began + plan.seconds, checked_from + LEAST_PART * plan.seconds)  # short ones end a little later
         limit, timed = max(LEAST_LIMIT, LIMIT * plan.seconds), []
         for number, (case, size) in enumerate(plan.points):
             watch(f"check {case.name} {size}", number, len(plan.points))
             rates = {name: about[name]["peaks"][size.dtype] for name in opened}
-            late = perf_counter() - began > CHECKING * plan.seconds
+            late = perf_counter() - checked_from > CHECKING * (deadline - checked_from)
             timed.append(check(case, size, opened, rates, 0.0 if late else limit, plan.seed))
-        sweep([one for one in timed if one.backends], began + plan.seconds, rng, plan.seed, watch)
+        sweep([one for one in timed if one.backends], deadline, rng, plan.seed, watch)
     settings = {"seed": plan.seed, "seconds": plan.seconds, "passes": PASSES, "threads": said}
     return {
         "schema": SCHEMA,
@@ -144,7 +148,7 @@ def open_backends(plan: Plan, watch: Watch) -> tuple[dict[str, Backend], dict[st
 
 def described(backend: Backend) -> dict[str, Any]:
     """Where it runs and on what; namespaces that nobody has tested here are experimental."""
-    library = backend.xp.__name__.partition(".")[0]
+    library = backend.xp.__name__.removeprefix("array_api_compat.").partition(".")[0]
     try:
         known: str | None = version(library.replace("_", "-"))
     except PackageNotFoundError:
@@ -159,6 +163,20 @@ def cold(name: str, imports: tuple[str, ...]) -> dict[str, float | None]:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     found = map(float, done.stdout.split()) if done.returncode == 0 else (None, None)
     return dict(zip(("import_seconds", "start_seconds"), found, strict=True))
+
+
+def of_memory(about: dict[str, Any]) -> None:
+    """The rate of the processor's memory among the peaks of every backend on it: what allocates does not reach it."""
+    rates = [
+        rates
+        for one in about.values()
+        if "peaks" in one and platform(one) == "cpu"
+        for rates in one["peaks"].values()
+        if rates
+    ]
+    best = running.host_bytes_a_second() if rates else 0.0
+    for each in rates:
+        each["bytes"] = max(each["bytes"], best)
 
 
 def peaks_of(backend: Backend, dtype: str, rng: np.random.Generator) -> dict[str, float] | None:
@@ -196,20 +214,25 @@ def check(case: Case, size: Size, opened: dict[str, Backend], rates: dict[str, A
     takes = {name: estimate(case, size, rates[name]) for name in opened}
     if min(takes.values(), default=0.0) > limit:
         return skip(too_long(min(takes.values())))
+    if takes.get("numpy", 0.0) > REFERENCE_LIMIT * limit:
+        return skip(f"NumPy takes about {takes['numpy']:.1f} s for what it is to be compared with")
     host = case.inputs(size, np.random.default_rng(seed))
     numpy, start = backends.load("numpy"), perf_counter()
     try:
         expected = numpy.to_numpy(running.place(case, reference(size), numpy, host).call())
     except Exception as error:
         return skip(f"NumPy gives nothing to compare with: {reason(error)}")
+    first_of_numpy = perf_counter() - start
     if "numpy" in takes:
-        takes["numpy"] = max(takes["numpy"], perf_counter() - start)
+        takes["numpy"] = max(takes["numpy"], first_of_numpy)
     going: dict[str, Backend] = {}
     for name, backend in opened.items():
         try:
             if takes[name] > limit:
                 raise ValueError(too_long(takes[name]))
             entry["backends"][name] = look(case, size, backend, host, expected, limit)
+            if name == "numpy" and size == reference(size):
+                entry["backends"][name]["first_seconds"] = first_of_numpy
             going[name] = backend
         except Exception as error:
             entry["backends"][name] = {"skipped": reason(error)}
@@ -241,10 +264,11 @@ def look(case: Case, size: Size, backend: Backend, host: Any, expected: Any, lim
     if error > (allowed := running.tolerance(case, size)):
         raise ValueError(f"wrong result: it is {error:.1e} from NumPy's, as a part of it; {allowed:.1e} is allowed")
     held, seen = resources.forget_peak(), resources.device_peak(result)
-    waits = running.waits(placed.call, backend, 1)
+    result = backend.synchronize(placed.call())
     peak = None if held is None else max(0.0, resources.peak_memory() - held) + size_of(host)
     if seen is not None:
         peak = now if (now := resources.device_peak(result)) != seen else None
+    waits = running.waits(placed.call, backend, 1)
     if waits.claimed > limit:
         raise ValueError(too_long(waits.claimed))
     if waits.claimed < limit / 5:
@@ -274,22 +298,27 @@ def sweep(timed: list[Timed], deadline: float, rng: np.random.Generator, seed: i
 
     Passes lie far apart in time, so that what is seen of a backend does not hang on one moment.
     """
-    left = PASSES * len(timed)
-    for _ in range(PASSES):
-        for one in timed:
-            watch(f"time {one.case.name} {one.size}", PASSES * len(timed) - left, PASSES * len(timed))
-            until = perf_counter() + (deadline - perf_counter()) / left
-            host = one.case.inputs(one.size, np.random.default_rng(seed))
-            found = {name: one.entry["backends"][name] for name in one.backends}
-            takes: dict[str, Callable[[], float]] = {
-                name: partial(sample, one.case, one.size, own, host, found[name]["loops"])
-                for name, own in one.backends.items()
-            }
+    everything = PASSES * len(timed)
+    for done, one in enumerate(timed * PASSES):
+        if done >= len(timed) and perf_counter() > deadline:
+            return
+        watch(f"time {one.case.name} {one.size}", done, everything)
+        until = perf_counter() + (deadline - perf_counter()) / (everything - done)
+        host = one.case.inputs(one.size, np.random.default_rng(seed))
+        found = {name: one.entry["backends"][name] for name in one.backends}
+        takes: dict[str, Callable[[], float]] = {
+            name: partial(sample, one.case, one.size, own, host, found[name]["loops"])
+            for name, own in one.backends.items()
+        }
+        try:
             seconds = rounds(takes | {REFERENCE: product_of_numpy}, until, rng)
-            one.entry[REFERENCE].append(seconds.pop(REFERENCE))
-            for name, samples in seconds.items():
-                found[name]["samples"].append(samples)
-            left -= 1
+        except Exception as error:  # a third party's: the other points are not lost
+            one.entry["backends"] |= {name: {"skipped": reason(error)} for name in found}
+            one.backends.clear()
+            continue
+        one.entry[REFERENCE].append(seconds.pop(REFERENCE))
+        for name, samples in seconds.items():
+            found[name]["samples"].append(samples)
 
 
 def product_of_numpy() -> float:
@@ -318,14 +347,11 @@ def rounds(
     """Samples of each, until the time is up: in every round all once, in random order; the first round burns in."""
     found: dict[str, list[float]] = {name: [] for name in takes}
     for number in range(most + 1):
-        burns_in = number == 0 and perf_counter() < until
         for name in rng.permutation(list(takes)):
-            seconds = takes[name]()
-            if not burns_in:
-                found[name].append(seconds)
-        if perf_counter() >= until and not burns_in:
+            found[name].append(takes[name]())
+        if number and perf_counter() >= until:
             break
-    return found
+    return {name: seconds[1:] for name, seconds in found.items()}
 
 
 def reason(error: Exception) -> str:
@@ -336,8 +362,11 @@ def reason(error: Exception) -> str:
 def load_report(path: Any) -> dict[str, Any]:
     """A report from its file. Raises ValueError for anything else."""
     with open(path, encoding="utf-8") as file:
-        found = json.load(file)
-    if not isinstance(found, dict) or found.get("schema") != SCHEMA:
+        try:
+            found = json.load(file)
+        except ValueError:
+            found = None
+    if not isinstance(found, dict) or found.get("schema") != SCHEMA or not {"points", "backends"} <= set(found):
         raise ValueError(f"{path}: expected a report of schema {SCHEMA!r}, as 'minimodel bench --json' writes")
     return found
 
@@ -350,7 +379,7 @@ def best_peaks(report: dict[str, Any], dtype: str, name: str) -> dict[str, float
         for about in report["backends"].values()
         if "peaks" in about and about["peaks"].get(dtype) and platform(about) == place
     ]
-    return {kind: max(rate[kind] for rate in rates) for kind in ("operations", "bytes")}
+    return {kind: max((rate[kind] for rate in rates), default=nan) for kind in ("operations", "bytes")}
 
 
 def platform(about: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minimodel import tree
+from minimodel import backends, tree
 from minimodel.backends import Backend
 from minimodel.bench.cases import CASES, TRIAD, Case, Size
 from minimodel.tree import Array, Tree
@@ -16,7 +16,7 @@ from minimodel.tree import Array, Tree
 Call = Callable[[], Tree]
 EPS = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}
 PROBE_SECONDS, UNNOTICED = 0.02, 1e-3
-PEAK_SECONDS = 0.01
+PEAK_SECONDS, HOST_SIZE = 0.01, 2**24
 
 
 class Placed(NamedTuple):
@@ -172,6 +172,13 @@ def peaks(backend: Backend, dtype: str, rng: np.random.Generator) -> dict[str, f
         if best > PEAK_SECONDS:
             break
     return rates
+
+
+def host_bytes_a_second() -> float:
+    """The best rate of the processor's memory: z ← x + y by NumPy into an array that is there, counted as 3 streams."""
+    x, y, z = (np.ones(HOST_SIZE, np.float32) for _ in range(3))
+    best = min(seconds_of(partial(np.add, x, y, out=z), backends.load("numpy")) for _ in range(10))
+    return 3 * x.nbytes / best
 
 
 def best_seconds(case: Case, size: Size, backend: Backend, rng: np.random.Generator, tries: int = 10) -> float:

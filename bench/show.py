@@ -1,7 +1,7 @@
 """What a report looks like: a table, and pictures of time against size and of the roofline."""
 
 from itertools import groupby
-from math import inf
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,11 @@ from minimodel.bench.statistics import SAME_RUN, Ratio, break_even, crossovers, 
 
 COLORS = ("#1f4e79", "#c0504d", "#4f8f4f", "#8064a2", "#d08a2e")
 COLUMNS = (
-    "case", "network/batch ×networks", "backend", "first call", "steady", "±", "", "times the first", "pays after",
+    "case", "network/batch ×networks", "backend", "first call", "steady", "±", " ", "times the first", "pays after",
     "% products", "% memory", "in", "out", "MB",
 )  # fmt: skip
-NARROW = 9  # columns, where there is no room for all
+NARROW = ("case", "network/batch ×networks", "backend", "steady", "times the first", "pays after")
+WIDE = 160  # characters, which all columns need
 
 
 class Row:
@@ -50,10 +51,20 @@ class Row:
         return paired(self.samples, np.concatenate(self.point["backends"][self.base]["samples"]))
 
     @property
-    def break_even(self) -> float:
-        """Calls until the dearer first call has paid; infinite if never."""
+    def verdict(self) -> str:
+        """Beside the first backend."""
+        return self.ratio.verdict(SAME_RUN)
+
+    @property
+    def pays(self) -> str:
+        """After how many calls, if ever, the dearer first call of the two has paid; "until" where it is the other's."""
         base = self.point["backends"][self.base]
-        return break_even(self.found["first_seconds"], self.seconds, base["first_seconds"], middle(base))
+        own, other = ((found["first_seconds"], middle(found)) for found in (self.found, base))
+        dearer = own[0] > other[0]
+        if self.verdict != ("faster" if dearer else "slower"):
+            return "never" if dearer else "at once"
+        calls = break_even(*own, *other) if dearer else break_even(*other, *own)
+        return f"{calls:,.0f}" if dearer else f"until {calls:,.0f}"
 
 
 def size_of(point: dict[str, Any]) -> Size:
@@ -70,7 +81,7 @@ def show(report: dict[str, Any]) -> None:
 
     console = Console()
     console = console if console.is_terminal else Console(width=400)  # a table takes what it needs
-    columns = COLUMNS if console.width >= 160 else COLUMNS[:NARROW]
+    columns = COLUMNS if console.width >= WIDE else NARROW
     for line in heading(report):
         console.print(line, highlight=False, soft_wrap=True)
     table = Table(box=SIMPLE_HEAD)
@@ -82,15 +93,23 @@ def show(report: dict[str, Any]) -> None:
             for backend in point["backends"]:
                 row = Row(report, point, backend)
                 if row.timed:
-                    table.add_row(*cells(row)[: len(columns)])
+                    line = dict(zip(COLUMNS, cells(row), strict=True))
+                    table.add_row(*(line[column] for column in columns))
                 else:
                     skipped.setdefault(row.found["skipped"], {}).setdefault(f"{case} {row.size}", []).append(backend)
         table.add_section()
     if table.row_count:
         console.print(table)
+    if table.row_count and columns is NARROW:
+        console.print(f"left out: {', '.join(set_aside(columns))}; {WIDE} columns, or a file, have room for them")
     for why, where in skipped.items():
         left_out = "; ".join(f"{point} on {', '.join(names)}" for point, names in where.items())
         console.print(f"not timed: {why}: {left_out}", highlight=False, soft_wrap=True)
+
+
+def set_aside(columns: tuple[str, ...]) -> list[str]:
+    """The names of the other columns."""
+    return [name for name in COLUMNS if name.strip() and name not in columns]
 
 
 def heading(report: dict[str, Any]) -> list[str]:
@@ -117,7 +136,7 @@ def heading(report: dict[str, Any]) -> list[str]:
         lines.append(f"{name} ({about['library']} {about['version']}{mark}): {start}{first}peak {peaks}")
     lines += [
         "times the first: the steady time by that of the first backend, with a 95 % interval; pays after: calls until "
-        "a dearer first call is made up for",
+        "a dearer first call is made up for, its own or (until) that of the first backend",
         "% of the peak for products and of that for memory, measured above (over 100: in the cache); in, out: transfer "
         "of inputs and result; MB: the most memory, inputs included",
     ]
@@ -129,9 +148,8 @@ def cells(row: Row) -> list[str]:
     found, own = row.found, row.name == row.base
     ratio, peak = row.ratio, found["peak_bytes"]
     times = "" if own else f"{ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
-    if not own and ratio.verdict(SAME_RUN) == "no difference":
+    if not own and row.verdict == "no difference":
         times = "no difference"
-    pays = "" if own else "never" if row.break_even == inf else f"{row.break_even:,.0f}"
     return [
         row.point["case"],
         str(row.size),
@@ -141,9 +159,8 @@ def cells(row: Row) -> list[str]:
         f"{100 * spread(row.samples):.0f} %",
         "unstable" if unstable(found["samples"]) else "",
         times,
-        pays,
-        f"{100 * row.of_products:.1f}",
-        f"{100 * row.of_memory:.1f}",
+        "" if own else row.pays,
+        *("" if isnan(part) else f"{100 * part:.1f}" for part in (row.of_products, row.of_memory)),
         *("" if found[way] is None else text(found[way]) for way in ("to_device_seconds", "to_host_seconds")),
         "" if peak is None else f"{peak / 1e6:,.1f}",
     ]
@@ -181,10 +198,18 @@ def draw(report: dict[str, Any], path: str | Path) -> None:
     draw_roofline(axes[len(found)], report, found, colors)
     for panel in axes[len(found) + 1 :]:
         panel.set_axis_off()
-    axes[0].legend(fontsize=7)
+    if found:
+        axes[0].legend(fontsize=7)
     threads = report["settings"]["threads"]["asked"]
     figure.suptitle(f"{report['machine']['processor']}, {threads} thread{'s' * (threads > 1)}")
     figure.savefig(path, dpi=110)
+
+
+def picture_formats() -> list[str]:
+    """The endings of files that can be drawn to."""
+    from matplotlib.figure import Figure
+
+    return sorted(Figure().canvas.get_supported_filetypes())
 
 
 def draw_times(panel: Any, title: str, rows: list[Row], colors: dict[str, str]) -> None:

@@ -93,7 +93,7 @@ def unstable(passes: list[Any]) -> bool:
 
 
 def break_even(first: float, steady: float, base_first: float, base_steady: float) -> float:
-    """After how many calls the one with the dearer first call has cost no more in all; infinite if never.
+    """After how many calls the first has cost no more in all; infinite if never.
 
     first + (n − 1)·steady ≤ base_first + (n − 1)·base_steady
     """

@@ -1,7 +1,9 @@
 """``minimodel bench`` and ``minimodel bench compare`` from the command line, at sizes that take a moment."""
 
 import json
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -65,7 +67,8 @@ def test_a_backend_of_the_users_own_is_measured_by_the_same_command(capsys, tmp_
 
 def test_the_quick_run_is_planned_from_its_options(capsys, monkeypatch):
     seen = []
-    monkeypatch.setattr(measure, "measure", lambda plan, watch: seen.append(plan))
+    report = {"points": [{"backends": {"numpy": {"samples": []}}}]}
+    monkeypatch.setattr(measure, "measure", lambda plan, watch: seen.append(plan) or report)
     monkeypatch.setattr("minimodel.bench.show.show", lambda report: None)
     code, _, err = run(capsys, "bench", "--quick", "--only", "step", "--dtypes", "float32,float64", "--threads", "2")
     assert code == 0, err
@@ -82,6 +85,11 @@ def test_the_quick_run_is_planned_from_its_options(capsys, monkeypatch):
         (["--populations", "0"], "--populations: expected positive"),
         (["--dtypes", "int8"], "--dtypes: expected"),
         (["--import", "no_such_module"], "no_such_module"),
+        (["--populations", "²"], "--populations: expected positive"),
+        (["--threads", "4096"], "threads: expected at most"),
+        (["--json", "nowhere/a.json"], "--json: there is no folder nowhere"),
+        (["--plot", "nowhere/a.png"], "--plot: there is no folder nowhere"),
+        (["--plot", "a.xyz"], "--plot: expected a file ending in"),
     ],
 )
 def test_mistakes_are_one_line(capsys, options, text):
@@ -89,8 +97,34 @@ def test_mistakes_are_one_line(capsys, options, text):
     assert code in (1, 2) and out == "" and err.count("\n") == 1 and text in err
 
 
+def test_nothing_timed_is_a_failure(capsys):
+    code, out, err = run(capsys, "bench", "--quick", "--only", "forward", "--backends", "nonsense")
+    assert code == 1 and "nonsense: refused" in out and "nothing was timed" in err
+
+
+def test_a_module_of_the_current_folder_registers_a_backend(tmp_path):
+    (tmp_path / "own.py").write_text(
+        "from dataclasses import replace\nimport minimodel as mm\n"
+        'mm.backends.register("own", lambda: replace(mm.backends.load("numpy"), name="own"))\n'
+    )
+    options = "--only matmul --sizes 2-16-1 --populations 1 --seconds 2 --import own --backends numpy,own --json a.json"
+    command = [str(Path(sys.executable).with_name("minimodel")), "bench", *options.split()]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "a.json").read_text())
+    assert set(found["points"][0]["backends"]) == {"numpy", "own"}
+    assert found["backends"]["own"]["import_seconds"] > 0
+
+
+def test_a_file_that_is_no_report_is_named(capsys, tmp_path):
+    for text in ("{", "[]", '{"schema": "minimodel.bench/2"}'):
+        (tmp_path / "a.json").write_text(text)
+        code, _, err = run(capsys, "bench", "compare", "a.json", "a.json")
+        assert code == 1 and err.startswith("minimodel: a.json: expected a report"), err
+
+
 def test_reports_that_share_nothing_are_not_compared(capsys, tmp_path):
     for name in ("a", "b"):
-        (tmp_path / f"{name}.json").write_text(json.dumps({"schema": measure.SCHEMA, "points": []}))
+        (tmp_path / f"{name}.json").write_text(json.dumps({"schema": measure.SCHEMA, "points": [], "backends": {}}))
     code, _, err = run(capsys, "bench", "compare", "a.json", "b.json")
     assert code == 1 and "share no point" in err

@@ -191,11 +191,25 @@ def test_what_does_not_fit_or_takes_too_long_is_skipped_with_the_reason(monkeypa
         assert "no time was left" in skipped()
 
 
+def test_what_fails_later_loses_its_point_alone(monkeypatch):
+    real, other = measure.sample, Size((9, 16, 3), 8)
+
+    def failing(case, size, *rest):
+        if size == other:
+            raise MemoryError("there is no room")
+        return real(case, size, *rest)
+
+    monkeypatch.setattr(measure, "sample", failing)
+    kept, lost = measure.measure(plan("numpy", STRICT, sizes=(SMALL, other)))["points"]
+    assert lost["backends"] == {name: {"skipped": "there is no room"} for name in ("numpy", STRICT)}
+    assert all(found["samples"] for found in kept["backends"].values())
+
+
 def test_calls_take_turns_in_random_order():
     order = []
     takes = {name: partial(lambda name: order.append(name) or 1.0, name) for name in "abc"}
     found = measure.rounds(takes, 0.0, np.random.default_rng(0), most=9)
-    assert found == {"a": [1.0], "b": [1.0], "c": [1.0]} and sorted(order) == ["a", "b", "c"]
+    assert found == {"a": [1.0], "b": [1.0], "c": [1.0]}  # and once before, which is not counted
     order.clear()
     found = measure.rounds(takes, float("inf"), np.random.default_rng(0), most=9)
     turns = ["".join(order[i : i + 3]) for i in range(0, 30, 3)]
@@ -246,13 +260,33 @@ def test_the_table_and_the_picture(tmp_path, capsys, monkeypatch):
     report = measure.measure(plan("numpy", STRICT, "nonsense", sizes=(SMALL, Size((9, 16, 3), 8))))
     report["points"][1]["backends"][STRICT] = {"skipped": "no reason"}
     report["points"][0]["backends"]["numpy"]["samples"] = [[1e-5] * 6]
-    report["points"][0]["backends"][STRICT]["samples"] = [[1e-3] * 6]  # slower: it never breaks even
+    report["points"][0]["backends"][STRICT]["samples"] = [[1e-3] * 6]
     show.show(report)
     printed = capsys.readouterr().out
-    for text in ("matmul", "5-8-3/4", "never", "nonsense: refused", "no reason", "threads: 1 asked for"):
+    for text in ("matmul", "5-8-3/4", "nonsense: refused", "no reason", "threads: 1 asked for"):
         assert text in printed
     show.draw(report, tmp_path / "bench.png")
     assert (tmp_path / "bench.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("first", "steady", "expected"),
+    [
+        (1.0, 0.5, "3"),  # 1 + 2·0.5 = 0.002 + 2·1 at the third call, all but
+        (1.0, 2.0, "never"),
+        (1.0, 1.0, "never"),
+        (1e-3, 0.5, "at once"),
+        (1e-3, 1.0, "at once"),
+        (1.1e-3, 1.001, "at once"),
+        (0.0, 2.0, "until 1"),
+    ],
+)
+def test_which_first_call_pays_and_when(first, steady, expected):
+    point = made([[1.0] * 6])
+    point["backends"]["numpy"]["first_seconds"] = 0.002
+    point["backends"]["other"] = point["backends"]["numpy"] | {"samples": [[steady] * 6], "first_seconds": first}
+    report = {"backends": {name: {"devices": ["cpu"]} for name in ("numpy", "other")}, "points": [point]}
+    assert show.Row(report, point, "other").pays == expected
 
 
 def test_the_crossover_is_where_a_backend_overtakes_the_first():

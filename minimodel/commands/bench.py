@@ -1,8 +1,8 @@
 """``minimodel bench``: compare array backends on this machine."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -72,11 +72,9 @@ def bench(
     """
     if context.invoked_subcommand is not None:
         return
-    if plot and not find_spec("matplotlib"):
-        raise click.UsageError("--plot needs matplotlib: pip install 'minimodel[plot]'")
+    check_files(out, plot)
     defaults = QUICK if quick else FULL
-    for module in imports:
-        import_module(module)
+    sys.path.insert(0, "")  # where a module of one's own is looked for, as by ``python -m``
     points = measure.points(
         cases_of(only),
         [parse_layers(one) for one in sizes or defaults["sizes"].split(",")],
@@ -89,9 +87,11 @@ def bench(
         report = measure.measure(plan, watch)
     if out:
         storage.write(out, (to_json(report, indent=1) + "\n").encode())
+    show.show(report)
+    if not any("samples" in found for point in report["points"] for found in point["backends"].values()):
+        raise click.ClickException("nothing was timed; the reasons are above")
     if plot:
         show.draw(report, plot)
-    show.show(report)
 
 
 @bench.command()
@@ -99,10 +99,24 @@ def bench(
 @click.argument("b", type=REPORT)
 def compare(a: Path, b: Path) -> None:
     """Say of each point that reports A and B share how much slower or faster it became, or that it is noise."""
-    differences = comparison.compare(measure.load_report(a), measure.load_report(b))
+    before, after = measure.load_report(a), measure.load_report(b)
+    differences = comparison.compare(before, after)
     if not differences:
         raise click.ClickException(f"{a} and {b} share no point: the same cases, sizes and backends are compared")
+    for line in comparison.circumstances(before, after):
+        click.echo(f"bench: {line}", err=True)
     comparison.show(differences)
+
+
+def check_files(out: Path | None, plot: Path | None) -> None:
+    """What cannot be written is said before anything is measured."""
+    for name, path in (("--json", out), ("--plot", plot)):
+        if path and not path.absolute().parent.is_dir():
+            raise click.UsageError(f"{name}: there is no folder {path.parent}")
+    if plot and not find_spec("matplotlib"):
+        raise click.UsageError("--plot needs matplotlib: pip install 'minimodel[plot]'")
+    if plot and plot.suffix[1:] not in (known := show.picture_formats()):
+        raise click.UsageError(f"--plot: expected a file ending in {', '.join(known)}, got {plot.name!r}")
 
 
 def cases_of(only: tuple[str, ...]) -> list[str]:
@@ -114,7 +128,7 @@ def cases_of(only: tuple[str, ...]) -> list[str]:
 
 def positive(text: str) -> int:
     """A count."""
-    if not text.isdigit() or int(text) < 1:
+    if not (text.isascii() and text.isdigit()) or int(text) < 1:
         raise click.UsageError(f"--populations: expected positive integers like 1,32, got {text!r}")
     return int(text)
 
