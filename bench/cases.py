@@ -180,7 +180,7 @@ def update(params: Any, grads: Any, config: Tree, rates: Array, *, size: Size, b
 
     def step(carry: Any, rate: Array) -> Any:
         at, state = carry
-        _, at, state = rule.update(config, rate, lambda _: (rate, grads), state, at)
+        _, at, state = rule.update(config, rate, lambda _, away=None: (rate, grads), state, at)
         return (at, state), rate
 
     copies = tree.map(lambda leaf: backend.xp.asarray(leaf, copy=True), params)

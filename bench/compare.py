@@ -33,15 +33,10 @@ def compare(before: dict[str, Any], after: dict[str, Any], floor: float = BETWEE
 def circumstances(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     """What else than the code differs between two reports, and what only one of them has."""
     lines = []
-    for what, read in (
-        ("processor", lambda report: report["machine"]["processor"]),
-        ("threads", lambda report: report["settings"]["threads"]["asked"]),
-        ("packages", lambda report: report["machine"]["packages"]),
-    ):
-        if (a := read(before)) != (b := read(after)):
+    for where, what in (("machine", "processor"), ("machine", "packages"), ("settings", "threads")):
+        if (a := before[where][what]) != (b := after[where][what]):
             lines.append(f"not the same {what}: A {a}, B {b}")
-    a, b = (dict(passes(report)) for report in (before, after))
-    if alone := len(a.keys() ^ b.keys()):
+    if alone := len(dict(passes(before)).keys() ^ dict(passes(after)).keys()):
         lines.append(f"{alone} points are in one of the reports only and are left out")
     return lines
 

@@ -93,8 +93,8 @@ def show(report: dict[str, Any]) -> None:
             for backend in point["backends"]:
                 row = Row(report, point, backend)
                 if row.timed:
-                    line = dict(zip(COLUMNS, cells(row), strict=True))
-                    table.add_row(*(line[column] for column in columns))
+                    texts = dict(zip(COLUMNS, cells(row), strict=True))
+                    table.add_row(*(texts[column] for column in columns))
                 else:
                     skipped.setdefault(row.found["skipped"], {}).setdefault(f"{case} {row.size}", []).append(backend)
         table.add_section()

@@ -174,7 +174,9 @@ class Gradient(Plain):
     ) -> Centre:
         d = self.gradient(numbers, state, draws, utilities(fitness, centred, backend.xp))
         own = tree.map(lambda leaf: backend.xp.asarray(leaf, copy=True), state.own)  # the rule consumes them
-        _, mean, opt_state = self.rule.update(numbers.optimizer, rate, lambda _: (None, d), own.opt_state, own.mean)
+        _, mean, opt_state = self.rule.update(
+            numbers.optimizer, rate, lambda _, away=None: (None, d), own.opt_state, own.mean
+        )
         return Centre(mean, opt_state)
 
     def read(self, state: State) -> Tree:

@@ -19,7 +19,7 @@ class Evaluate(Protocol):
     the integers that weights are rounded to, not from the weights, a small step from which is none or a whole level.
     """
 
-    def __call__(self, params: Params, away: Params | None = None) -> tuple[Array, Params]: ...
+    def __call__(self, params: Params, away: Params | None = None, /) -> tuple[Array, Params]: ...
 
 
 class Rule(Protocol):
