@@ -50,7 +50,7 @@ SCHEMA = "minimodel.bench/2"
 PASSES, MOST_ROUNDS = 6, 40  # an interval of 95 % takes 6 samples
 SAMPLE_SECONDS, LONG_SECONDS = 1e-3, 0.1
 COPIES = 10  # of its weights and activations, at most, that a program needs
-LIMIT, LEAST_LIMIT = 1 / 500, 0.5  # the longest call, as a part of the time, but always so many seconds
+LIMIT, LEAST_LIMIT = 1 / 1500, 0.5  # the longest call, as a part of the time, but always so many seconds
 REFERENCE, REFERENCE_LOOPS, SQUARE = "reference", 3, np.ones((256, 256), np.float32)
 CHECKING, LEAST_PART = 0.8, 0.5  # of the time: after that part no point is looked at; at least so much is for points
 REFERENCE_LIMIT = 10  # times the limit of a call, what NumPy may take for the result to compare with
@@ -344,14 +344,16 @@ def sample(case: Case, size: Size, backend: Backend, host: Any, loops: int) -> f
 def rounds(
     takes: dict[str, Callable[[], float]], until: float, rng: np.random.Generator, most: int = MOST_ROUNDS
 ) -> dict[str, list[float]]:
-    """Samples of each, until the time is up: in every round all once, in random order; the first round burns in."""
+    """Samples of each, until the time is up: in every round all once, in random order; if short, the first burns in."""
     found: dict[str, list[float]] = {name: [] for name in takes}
     for number in range(most + 1):
         for name in rng.permutation(list(takes)):
             found[name].append(takes[name]())
-        if number and perf_counter() >= until:
+        if number == 0 and max(seconds[0] for seconds in found.values()) < LONG_SECONDS:
+            found = {name: [] for name in takes}
+        elif perf_counter() >= until:
             break
-    return {name: seconds[1:] for name, seconds in found.items()}
+    return found
 
 
 def reason(error: Exception) -> str:

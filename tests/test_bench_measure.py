@@ -207,9 +207,11 @@ def test_what_fails_later_loses_its_point_alone(monkeypatch):
 
 def test_calls_take_turns_in_random_order():
     order = []
-    takes = {name: partial(lambda name: order.append(name) or 1.0, name) for name in "abc"}
+    takes = {name: partial(lambda name: order.append(name) or 1e-3, name) for name in "abc"}
     found = measure.rounds(takes, 0.0, np.random.default_rng(0), most=9)
-    assert found == {"a": [1.0], "b": [1.0], "c": [1.0]}  # and once before, which is not counted
+    assert found == {"a": [1e-3], "b": [1e-3], "c": [1e-3]}  # and once before, which is not counted
+    long = measure.rounds({"a": lambda: 1.0, "b": lambda: 1e-3}, 0.0, np.random.default_rng(0), most=9)
+    assert long == {"a": [1.0], "b": [1e-3]}  # a long call is never cold
     order.clear()
     found = measure.rounds(takes, float("inf"), np.random.default_rng(0), most=9)
     turns = ["".join(order[i : i + 3]) for i in range(0, 30, 3)]
