@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 import minimodel as mm
-from minimodel.bench import descent, integers, resources
+from minimodel.backends import available
+from minimodel.bench import descent, mnist, resources
 from minimodel.bench.common import arguments, report, side_by_side
-from minimodel.bench.integers import repeat
 
-LAYERS, BATCHES, REPEATS = (784, 300, 100, 10), (1, 256), 15
+LAYERS, BATCHES, ROWS, REPEATS = (784, 300, 100, 10), (1, 256), 6_400, 15
 FLOAT_CLOSE, SAME = 1e-5, 0.99  # as a part of the largest output; of the rows
 
 
@@ -23,13 +23,53 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
-    data = descent.problem(LAYERS, 6_400)
+    data = descent.problem(LAYERS, ROWS)
     with resources.threads(options.threads) as threads:
         model = mm.gradient_descent(mm.Network(LAYERS), data, seed=0, epochs=1, batch_size=128)
-        found: dict[str, Any] = {"integers": integers.times(model, data)}
+        found: dict[str, Any] = {"integers": times(model, data)}
         if descent.installed("onnxruntime") and descent.installed("onnx"):
             found |= {f"{rows} rows": beside(model, data, rows, options.threads) for rows in BATCHES}
     report({"threads": threads, "results": found}, options.out)
+
+
+def times(model: mm.Model, data: mm.Splits) -> dict[str, Any]:
+    """Answers to 256 rows by integers beside floats; a step of retraining through the rounding beside one without."""
+    integers, x = mm.to_integers(model, data), data.train.x[:256]
+    cases: dict[str, Any] = {
+        "256 rows, floats": partial(repeat, model.outputs, x),
+        "256 rows, integers": partial(repeat, integers.outputs, x),
+    }
+    found = {"numpy, answers": table(cases)}
+    few = mm.datasets.split(data.train.x[:ROWS], data.train.y[:ROWS], seed=0)
+    for name in ("numpy", "jax"):
+        if name not in available():
+            continue
+        common: dict[str, Any] = {"seed": 0, "backend": name, "epochs": 3, "batch_size": mnist.BATCH}
+        optimizer = mm.optimizers.momentum(0.01)
+        cases = {
+            "training, a step": partial(
+                mm.gradient_descent, model.network, few, params=model.params, optimizer=optimizer, **common
+            ),
+            "through the rounding, a step": partial(
+                mm.quantize, model, few, bits=4, range_of=mm.ranges.min_max, optimizer=optimizer, **common
+            ),
+        }
+        found[f"{name}, steps"] = table(cases)
+    return found
+
+
+def repeat(fn: Any, x: np.ndarray, times: int = 20) -> None:
+    """fn(x), so many times."""
+    for _ in range(times):
+        fn(x)
+
+
+def table(cases: dict[str, Any]) -> dict[str, Any]:
+    """The cases side by side, printed with their ratio to the first."""
+    found = side_by_side(cases, REPEATS)
+    for name, seconds in found.items():
+        print(f"{name:<32} {seconds['median'] * 1e3:9.1f} ms {seconds['ratio']:7.2f}×", flush=True)
+    return found
 
 
 def beside(model: mm.Model, data: mm.Splits, rows: int, threads: int) -> dict[str, Any]:

@@ -1,26 +1,23 @@
-"""Integers on MNIST: the error of int8 without retraining and of few bits with it, and what integers cost in time.
+"""Integers on MNIST: the error of int8 without retraining and of few bits with it.
 
 The dense networks are those that ``bench.pruning --save`` wrote. Hyper-parameters were chosen on validation rows; test
 rows only report.
 """
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import minimodel as mm
-from minimodel.backends import available
 from minimodel.bench import mnist
-from minimodel.bench.common import arguments, plus_minus, report, side_by_side
+from minimodel.bench.common import arguments, plus_minus, report
 
 RECIPE: dict[str, Any] = {"peak": 1e-4, "teacher": 0.9, "temperature": 2.0}
-ROWS, REPEATS = 6400, 15
 
 
 def main() -> None:
-    """Print and store the table of errors; ``bench.inference`` has that of times."""
+    """Print and store the table."""
     parser = arguments(__doc__)
     parser.add_argument("data", help="the folder with MNIST's IDX files")
     parser.add_argument("dense", help="the file of the dense networks")
@@ -60,47 +57,6 @@ def errors(dense: mm.Model, data: mm.Splits, epochs: int, backend: str) -> dict[
         found[name] = {"error": test, "validation_error": held}
         difference = plus_minus(100 * (test - floats), "+")
         print(f"{name:<32} test error {plus_minus(100 * test)} %, difference {difference} points", flush=True)
-    return found
-
-
-def times(dense: mm.Model, data: mm.Splits) -> dict[str, Any]:
-    """Answers to 256 rows by integers beside floats; a step of retraining through the rounding beside one without."""
-    model = dense if dense.population is None else dense.member(0)
-    integers, x = mm.to_integers(model, data), data.test.x[:256]
-    cases: dict[str, Any] = {
-        "256 rows, floats": partial(repeat, model.outputs, x),
-        "256 rows, integers": partial(repeat, integers.outputs, x),
-    }
-    found = {"numpy, answers": table(cases)}
-    few = mm.datasets.split(data.train.x[:ROWS], data.train.y[:ROWS], seed=0)
-    for name in ("numpy", "jax"):
-        if name not in available():
-            continue
-        common: dict[str, Any] = {"seed": 0, "backend": name, "epochs": 3, "batch_size": mnist.BATCH}
-        optimizer = mm.optimizers.momentum(0.01)
-        cases = {
-            "training, a step": partial(
-                mm.gradient_descent, model.network, few, params=model.params, optimizer=optimizer, **common
-            ),
-            "through the rounding, a step": partial(
-                mm.quantize, model, few, bits=4, range_of=mm.ranges.min_max, optimizer=optimizer, **common
-            ),
-        }
-        found[f"{name}, steps"] = table(cases)
-    return found
-
-
-def repeat(fn: Any, x: np.ndarray, times: int = 20) -> None:
-    """fn(x), so many times."""
-    for _ in range(times):
-        fn(x)
-
-
-def table(cases: dict[str, Any]) -> dict[str, Any]:
-    """The cases side by side, printed with their ratio to the first."""
-    found = side_by_side(cases, REPEATS)
-    for name, seconds in found.items():
-        print(f"{name:<32} {seconds['median'] * 1e3:9.1f} ms {seconds['ratio']:7.2f}×", flush=True)
     return found
 
 
