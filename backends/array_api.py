@@ -14,6 +14,8 @@ from minimodel.backends.interface import Backend, check_integer_matmul, scan_len
 from minimodel.backends.threefry import counter_words
 from minimodel.tree import Array, Tree
 
+HOST_KEEPS = 2**18  # 1 MiB: as much again are the gradients, and what an optimizer remembers
+
 
 def make(variant: str | None = None, *, xp: Any = None, debug: bool = False) -> Backend:
     """The backend of a namespace, given as module ``xp`` or by its import name: ``array_api:array_api_strict``.
@@ -35,6 +37,7 @@ def make(variant: str | None = None, *, xp: Any = None, debug: bool = False) -> 
         to_numpy=functools.partial(tree.map, lambda leaf: np.array(np.from_dlpack(leaf))),
         synchronize=lambda values: values,
         packs=2**16,
+        keeps=HOST_KEEPS,
         room=2**19,  # 2 MiB, the cache of one core
         jit=functools.partial(poisoning_jit if debug else eager_jit, xp),
         scan=functools.partial(scan, xp, debug),

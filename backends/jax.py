@@ -12,6 +12,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from minimodel.backends import array_api
+from minimodel.backends.array_api import HOST_KEEPS
 from minimodel.backends.interface import Backend, check_integer_matmul, scan_length
 from minimodel.tree import Array, Tree
 
@@ -31,6 +32,7 @@ def make(variant: str | None = None, *, precision: str = "highest") -> Backend:
         raise ValueError(f"precision: expected one of {PRECISIONS}, got {precision!r}")
     device = find_device(variant) if variant else None
     devices: list[Any] = [device] if variant else jax.devices()
+    on_host = devices[0].platform == "cpu"
     placed = functools.partial(jax.default_device, device) if variant else nullcontext
     return Backend(
         name=f"jax:{variant}" if variant else "jax",
@@ -40,7 +42,8 @@ def make(variant: str | None = None, *, precision: str = "highest") -> Backend:
         to_numpy=functools.partial(jax.tree.map, np.array),
         synchronize=jax.block_until_ready,
         packs=0,
-        room=HOST_ROOM if devices[0].platform == "cpu" else DEVICE_ROOM,
+        keeps=HOST_KEEPS if on_host else DEVICE_ROOM,
+        room=HOST_ROOM if on_host else DEVICE_ROOM,
         jit=functools.cache(functools.partial(jit, placed, precision)),
         scan=scan,
         spread=functools.partial(spread, devices),

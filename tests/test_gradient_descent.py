@@ -14,7 +14,7 @@ from minimodel.compress.calibration import calibrate
 from minimodel.losses import Loss
 from minimodel.problem import masked, prepare, run_keys, to_backend
 from minimodel.search import random_search
-from minimodel.search.programs import Direct, Draws, Static, Traced, begin, epoch, mini_batches
+from minimodel.search.programs import Direct, Draws, Static, Traced, begin, epoch, mini_batches, parts_of
 from minimodel.search.strategies import hill_climbing
 from minimodel.search.training import INIT, ORDER, fit
 
@@ -189,6 +189,74 @@ def test_a_population_may_start_from_one_network(splits):
     model = mm.gradient_descent(NETWORK, splits, seed=0, population=3, epochs=0, params=start)
     for i in range(3):
         assert_same(model.member(i).params, start)
+
+
+# A population that the cache does not hold is trained in parts.
+
+
+PARTED = {
+    "momentum": optimizers.momentum(np.geomspace(0.01, 0.1, 6), momentum=np.linspace(0, 0.9, 6)),
+    "averaged": optimizers.adam(schedules.cosine(0.01, warmup=0.2), average=0.9),
+    "amsgrad": optimizers.amsgrad(0.01),
+    "nadam": optimizers.nadam(0.01),
+    "rmsprop": optimizers.rmsprop(0.01, centered=True),
+    "sharpness": optimizers.nesterov(schedules.reduce_on_plateau(0.05, patience=1), sharpness=0.05),
+    "lbfgs": optimizers.lbfgs(),
+}
+
+
+def in_parts(backend, members, packs=None):
+    """The backend when its cache holds so many members."""
+    packs = backend.packs if packs is None else packs
+    return replace(backend, keeps=members * NETWORK.parameters, packs=packs)
+
+
+@pytest.mark.parametrize("name", PARTED)
+def test_a_population_in_parts_is_the_population_at_once(name, backend, splits):
+    """With all that may differ from member to member, and masks that do not."""
+    options = {"seed": 0, "population": 6, "epochs": 3, "optimizer": PARTED[name], "masks": draw_masks()}
+    if name != "lbfgs":
+        options |= {"dropout": np.linspace(0, 0.5, 6), "label_smoothing": 0.1, "patience": 2}
+    whole, parts = (mm.gradient_descent(NETWORK, splits, backend=in_parts(backend, n), **options) for n in (6, 2))
+    for found, expected in ((parts.params, whole.params), (parts.state, whole.state)):
+        for ours, theirs in zip(tree.leaves(found), tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+    for log, values in whole.history.items():
+        np.testing.assert_allclose(parts.history[log], values, rtol=1e-4, err_msg=log)
+
+
+@pytest.mark.parametrize("packs", [0, 2**16])
+def test_parts_keep_masks_of_their_members(packs, splits):
+    masks, backend = draw_masks(6), mm.backends.load("numpy")
+    options = {"seed": 0, "population": 6, "epochs": 2, "masks": masks}
+    whole, parts = (
+        mm.gradient_descent(NETWORK, splits, backend=in_parts(backend, n, packs), **options) for n in (6, 2)
+    )
+    assert_same(parts.params, whole.params)
+    for layer, mask in zip(parts.params, masks, strict=True):
+        assert ((layer.weight != 0) == (mask == 1)).all()
+
+
+def test_a_stream_and_the_retraining_of_integers_go_in_parts_too(splits):
+    numpy = mm.backends.load("numpy")
+    stream = mm.stream_batches([splits.train], splits.validation, splits.test)
+    models = [
+        mm.gradient_descent(NETWORK, stream, seed=0, population=6, epochs=2, backend=in_parts(numpy, n)) for n in (6, 2)
+    ]
+    assert_same(models[1].params, models[0].params)
+    options = {"seed": 0, "bits": (4, 3, 2, 4, 3, 2), "learn_levels": True, "epochs": 2}
+    small = [mm.quantize(models[0], splits, backend=in_parts(numpy, n), **options) for n in (6, 2)]
+    assert_same(small[1].params, small[0].params)
+
+
+@pytest.mark.parametrize(
+    ("keeps", "members", "parts"),
+    [(6, 6, 1), (3, 6, 2), (2, 6, 3), (1, 6, 6), (0, 6, 6), (5, 6, 2), (4, 7, 1), (1, 7, 7), (100, 7, 1), (0, None, 1)],
+)
+def test_parts_are_of_one_size_and_at_least_half_of_what_is_kept(keeps, members, parts, splits):
+    backend = in_parts(mm.backends.load("numpy"), keeps)
+    _, static = program(backend, splits, optimizers.adam(0.01))
+    assert parts_of(static, () if members is None else (members,)) == parts
 
 
 # Masks.

@@ -1,8 +1,9 @@
 """The programs of gradient descent: what is compiled, what it is compiled for, and what flows through it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -105,8 +106,10 @@ def leave(static: Static, values: Tree) -> Tree:
     return each_params(partial(unpack, static.network), values) if static.packed else values
 
 
-def masks_on(static: Static, masks: Masks | None) -> tuple[Array, ...] | None:
+def masks_on(static: Static, masks: Masks | None, members: tuple[int, ...]) -> tuple[Array, ...] | None:
     """The masks on the backend, as the loop keeps the weights."""
+    if masks is not None and parts_of(static, members) > 1:
+        masks = tuple(np.broadcast_to(mask, (*members, *mask.shape[-2:])) for mask in masks)
     if masks is None or not static.packed:
         return masks and to_backend(static.backend, masks)
     flat = [mask.reshape((*mask.shape[:-2], -1)) for mask in masks]
@@ -153,22 +156,74 @@ def epoch(
     state: State, rows: Rows, validation: Rows, key: Draws, rates: Array, given: Traced, *, static: Static
 ) -> tuple[State, Array, Array]:
     """The last chunk of an epoch, then the best so far by validation: the state, the loss of each step and that."""
-    state, found = descend(state, rows, key, rates, given, static=static)
-    xp, used = static.backend.xp, static.rule.read(state.params, state.opt_state)
-    loss = validation_loss(used, validation, given, static)
-    better = (loss < state.best_loss) & given.active
 
-    def chosen(which: Array, old: Params) -> Params:
-        return tree.map(lambda old, new: xp.where(align(which, new), new, old), old, used)
+    def run(state: State, key: Draws, rates: Array, given: Traced) -> tuple[State, Array, Array]:
+        state, found = steps(state, rows, key, rates, given, static)
+        xp, used = static.backend.xp, static.rule.read(state.params, state.opt_state)
+        loss = validation_loss(used, validation, given, static)
+        better = (loss < state.best_loss) & given.active
 
-    best, last = chosen(better, state.best), chosen(xp.isfinite(loss), state.last)
-    return State(state.params, state.opt_state, best, xp.where(better, loss, state.best_loss), last), found, loss
+        def chosen(which: Array, old: Params) -> Params:
+            return tree.map(lambda old, new: xp.where(align(which, new), new, old), old, used)
+
+        best, last = chosen(better, state.best), chosen(xp.isfinite(loss), state.last)
+        return State(state.params, state.opt_state, best, xp.where(better, loss, state.best_loss), last), found, loss
+
+    return by_parts(run, state, key, rates, given, static)
 
 
 def descend(
     state: State, rows: Rows, key: Draws, rates: Array, given: Traced, *, static: Static
 ) -> tuple[State, Array]:
     """One pass over the rows in a random order: the new state, and the loss of each step."""
+
+    def run(state: State, key: Draws, rates: Array, given: Traced) -> tuple[State, Array]:
+        return steps(state, rows, key, rates, given, static)
+
+    return by_parts(run, state, key, rates, given, static)
+
+
+def by_parts(run: Callable[..., Any], state: State, key: Draws, rates: Array, given: Traced, static: Static) -> Any:
+    """run(…) -> (state, loss of each step, …) of the population or, where that is much, of one part after the other.
+
+    Members know nothing of each other, and a part that stays in the cache for a whole epoch is soon done. All arrays
+    have the members' axis in front or are numbers; rates and losses (steps, *population) have it behind.
+    """
+    xp, count = static.backend.xp, parts_of(static, state.best_loss.shape)
+    if count == 1:
+        return run(state, key, rates, given)
+    size = state.best_loss.shape[0] // count
+
+    def parted(leaf: Array) -> Array:
+        return xp.reshape(leaf, (count, size, *leaf.shape[1:])) if leaf.ndim else xp.broadcast_to(leaf, (count,))
+
+    def joined(leaf: Array) -> Array:
+        return xp.reshape(leaf, (count * size, *leaf.shape[2:])) if leaf.ndim > 1 else leaf[0, ...]
+
+    def part(carry: None, own: tuple[State, Draws, Array | None, Traced]) -> tuple[None, tuple[Any, ...]]:
+        state, key, some, given = own
+        state, losses, *held = run(state, key, rates if some is None else some.mT, given)
+        return None, (state, losses.mT, *held)
+
+    own = (state, key, rates.mT if rates.ndim > 1 else None, given)
+    state, losses, *held = tree.map(joined, static.backend.scan(part, None, tree.map(parted, own))[1])
+    return state, losses.mT, *held
+
+
+def parts_of(static: Static, members: tuple[int, ...]) -> int:
+    """How many parts of one size the population is trained in, so that the backend keeps each in its cache.
+
+    One, where all such parts are less than half as large as they may be: many at once are worth more than the cache.
+    """
+    most = max(1, static.backend.keeps // static.network.parameters)
+    if not members or static.rule.full_batch:
+        return 1
+    size = max(size for size in range(1, min(most, *members) + 1) if members[0] % size == 0)
+    return members[0] // size if 2 * size >= most else 1
+
+
+def steps(state: State, rows: Rows, key: Draws, rates: Array, given: Traced, static: Static) -> tuple[State, Array]:
+    """A step for each rate: the new state, and the loss of each."""
     backend, noise = static.backend, given.noise
 
     def step(carry: tuple[Params, Tree], inputs: tuple[Array, Array, Array]) -> tuple[tuple[Params, Tree], Array]:
@@ -195,8 +250,8 @@ def descend(
 
     noise_keys = None
     if key.noise is not None:
-        steps = backend.xp.arange(rates.shape[0], dtype=backend.xp.uint32)
-        noise_keys = backend.xp.moveaxis(random.fold_in(key.noise, steps), -2, 0)
+        numbers = backend.xp.arange(rates.shape[0], dtype=backend.xp.uint32)
+        noise_keys = backend.xp.moveaxis(random.fold_in(key.noise, numbers), -2, 0)
     batches = mini_batches(key.order, rows.x.shape[0], static)
     (params, opt_state), found = backend.scan(step, (state.params, state.opt_state), (batches, noise_keys, rates))
     return state._replace(params=params, opt_state=opt_state), found
