@@ -8,6 +8,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from random import Random
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -34,7 +35,7 @@ def network_of(hidden: str, data: Splits) -> Network:
 
 
 def side_by_side(cases: dict[str, Callable[[], Any]], repeats: int = 7) -> dict[str, dict[str, Any]]:
-    """Seconds of every case as least, median and greatest: one warm-up each, then in turns A B C A B C …
+    """Seconds of every case as least, median and greatest: one warm-up each, then in turns, each in an order of its own.
 
     ``ratio`` is the median over the turns of a case's seconds by those of the first case in the same turn, which
     holds where the machine's speed drifts.
@@ -42,10 +43,12 @@ def side_by_side(cases: dict[str, Callable[[], Any]], repeats: int = 7) -> dict[
     for case in cases.values():
         case()
     seconds: dict[str, list[float]] = {name: [] for name in cases}
+    order, rng = list(cases), Random(0)
     for _ in range(repeats):
-        for name, case in cases.items():
+        rng.shuffle(order)  # or each would always be found in the cache that the same other one leaves
+        for name in order:
             start = perf_counter()
-            case()
+            cases[name]()
             seconds[name].append(perf_counter() - start)
     first = next(iter(seconds.values()))
     return {

@@ -3,6 +3,7 @@
 import json
 import struct
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -37,8 +38,9 @@ def run(module, monkeypatch, tmp_path, *arguments):
 
 def test_side_by_side_runs_the_cases_in_turns():
     order = []
-    found = common.side_by_side({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, repeats=2)
-    assert order == ["a", "b"] * 3
+    found = common.side_by_side({name: partial(order.append, name) for name in "abc"}, repeats=9)
+    turns = ["".join(order[i : i + 3]) for i in range(0, 30, 3)]
+    assert {"".join(sorted(turn)) for turn in turns} == {"abc"} and len(set(turns)) > 2
     assert all(case["min"] <= case["median"] <= case["max"] for case in found.values())
 
 
@@ -155,6 +157,14 @@ def test_sparse(monkeypatch, tmp_path):
     assert {"numpy"} <= set(found["a step with masks"]) == set(found["a global mask over 10 M weights"])
     for rows in ("256", "1"):
         assert len(found["answers at 1.8 % of the weights"][rows]["choices"]) == 2
+
+
+def test_masks_of_others_are_not_timed():
+    scores, masks = (np.array([[3.0, 1.0], [2.0, 0.0]]),), np.array([[True, False], [True, False]])
+    sparse.check_masks((masks,), scores, 2)
+    for wrong in (~masks, masks | True):
+        with pytest.raises(ValueError, match="masks: expected the 2 largest"):
+            sparse.check_masks((wrong,), scores, 2)
 
 
 @pytest.mark.filterwarnings("ignore:prune. no kept weight")
