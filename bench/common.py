@@ -35,7 +35,7 @@ def network_of(hidden: str, data: Splits) -> Network:
 
 
 def side_by_side(cases: dict[str, Callable[[], Any]], repeats: int = 7) -> dict[str, dict[str, Any]]:
-    """Seconds of every case as least, median and greatest: one warm-up each, then in turns, each in an order of its own.
+    """Seconds of every case as least, median and greatest: one warm-up each, then in turns, in random order.
 
     ``ratio`` is the median over the turns of a case's seconds by those of the first case in the same turn, which
     holds where the machine's speed drifts.
