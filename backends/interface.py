@@ -21,7 +21,8 @@ class Backend:
     synchronize      (tree) -> the same tree, once it has been computed
     packs            networks, with their population, of up to so many parameters are trained as one array: where
                      a call costs more than a copy
-    keeps            parameters of a population that are trained at once, for an epoch: as many as stay in the cache
+    keeps            parameters of a population that are trained at once, for an epoch: on a processor as many as stay
+                     in the cache; elsewhere all
     room             floats that are worked on at once where work comes in parts: as many as stay in the cache
     jit              (fn, static=(), donate=()) -> fn compiled; arguments are named, fn is a module-level
                      function (results are cached by it), donated arguments are consumed, and NumPy arrays among

@@ -12,12 +12,12 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from minimodel.backends import array_api
-from minimodel.backends.array_api import HOST_KEEPS
 from minimodel.backends.interface import Backend, check_integer_matmul, scan_length
 from minimodel.tree import Array, Tree
 
 PRECISIONS = ("highest", "high", "default")
 HOST_ROOM, DEVICE_ROOM = 2**22, 2**28  # 16 MiB, which all cores share; 1 GiB of an accelerator
+ALL = 2**62  # parameters
 
 
 def make(variant: str | None = None, *, precision: str = "highest") -> Backend:
@@ -42,7 +42,7 @@ def make(variant: str | None = None, *, precision: str = "highest") -> Backend:
         to_numpy=functools.partial(jax.tree.map, np.array),
         synchronize=jax.block_until_ready,
         packs=0,
-        keeps=HOST_KEEPS if on_host else DEVICE_ROOM,
+        keeps=array_api.HOST_KEEPS if on_host else ALL,
         room=HOST_ROOM if on_host else DEVICE_ROOM,
         jit=functools.cache(functools.partial(jit, placed, precision)),
         scan=scan,

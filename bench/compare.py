@@ -35,10 +35,18 @@ def circumstances(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     lines = []
     for where, what in (("machine", "processor"), ("machine", "packages"), ("settings", "threads")):
         if (a := before[where][what]) != (b := after[where][what]):
-            lines.append(f"not the same {what}: A {a}, B {b}")
+            lines.append(f"not the same {what}: {differing(a, b)}")
     if alone := len(dict(passes(before)).keys() ^ dict(passes(after)).keys()):
         lines.append(f"{alone} points are in one of the reports only and are left out")
     return lines
+
+
+def differing(a: Any, b: Any) -> str:
+    """Both values, or of two records those that differ."""
+    if not (isinstance(a, dict) and isinstance(b, dict)):
+        return f"A {a}, B {b}"
+    names = [name for name in sorted(a | b) if a.get(name) != b.get(name)]
+    return "; ".join(f"{name} A {a.get(name)}, B {b.get(name)}" for name in names)
 
 
 def passes(report: dict[str, Any]) -> Iterator[tuple[tuple[str, str, str], list[float]]]:

@@ -72,17 +72,16 @@ def global_masks() -> dict[str, Any]:
     for name in available_two():
         backend = load(name)
         case = partial(masks_on, backend, tuple(map(backend.asarray, scores)), kept)
-        check_masks(backend.to_numpy(case()), scores, int(kept[0]))
+        check_masks(backend.to_numpy(case()), flat, int(kept[0]))
         other = {"jnp.sort": sort(flat)} if name == "jax" else {"np.partition": partial(np.partition, flat, -kept[0])}
         found[name] = timed({"masks": case, **other}, 1, 7, f"{name}: masks of ten million weights")
     return found
 
 
-def check_masks(masks: Any, scores: tuple[np.ndarray, ...], kept: int) -> None:
-    """They are what a partition finds. Raises ValueError otherwise."""
-    found, numbers = (np.concatenate([np.asarray(part).reshape(-1) for part in parts]) for parts in (masks, scores))
-    bar = np.partition(numbers, -kept)[-kept]
-    if found.sum() != kept or (found > (numbers >= bar)).any():
+def check_masks(masks: Any, scores: np.ndarray, kept: int) -> None:
+    """They are what a partition of all scores in a row finds. Raises ValueError otherwise."""
+    found, bar = np.concatenate([mask.reshape(-1) for mask in masks]), np.partition(scores, -kept)[-kept]
+    if found.sum() != kept or (found > (scores >= bar)).any():
         raise ValueError(f"masks: expected the {kept:,} largest scores, got {found.sum():,}, or others")
 
 

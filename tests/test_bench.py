@@ -10,6 +10,7 @@ import pytest
 
 import minimodel as mm
 from minimodel.bench import (
+    accelerator,
     agreement,
     algorithms,
     coded,
@@ -148,6 +149,17 @@ def test_pruning(monkeypatch, tmp_path, capsys):
     assert "published" in capsys.readouterr().out
 
 
+def test_accelerator(monkeypatch, tmp_path, capsys):
+    pytest.importorskip("jax")
+    monkeypatch.setattr(accelerator, "LAYERS", (6, 5, 3))
+    sizes = ("--width", "16", "--members", "4", "--rows", "64", "--repeats", "1")
+    found = run(accelerator, monkeypatch, tmp_path, *sizes)
+    assert set(found["steps"]) == {"float32, highest", "float32, default", "bfloat16, default"}
+    assert all(row["fraction"] == row["step"] / row["products"] > 0 for row in found["steps"].values())
+    assert found["at once"]["gain"] > 0 and found["devices"]
+    assert "4 networks at once" in capsys.readouterr().out
+
+
 @pytest.mark.filterwarnings("ignore:prune. no kept weight")
 def test_sparse(monkeypatch, tmp_path):
     monkeypatch.setattr(sparse, "LARGE", mm.Network((784, 8, 10)))
@@ -160,7 +172,7 @@ def test_sparse(monkeypatch, tmp_path):
 
 
 def test_masks_of_others_are_not_timed():
-    scores, masks = (np.array([[3.0, 1.0], [2.0, 0.0]]),), np.array([[True, False], [True, False]])
+    scores, masks = np.array([3.0, 1.0, 2.0, 0.0]), np.array([[True, False], [True, False]])
     sparse.check_masks((masks,), scores, 2)
     for wrong in (~masks, masks | True):
         with pytest.raises(ValueError, match="masks: expected the 2 largest"):

@@ -43,7 +43,13 @@ def test_a_table_a_file_and_a_comparison(capsys, tmp_path):
 
     code, out, err = run(capsys, "bench", "compare", "a.json", "a.json")
     assert code == 0, err
-    assert out.count("no difference") == 8 and "1.00" in out
+    assert out.count("no difference") == 8 and "1.00" in out and "not the same" not in err
+
+    report["machine"]["packages"] |= {"numpy": "9.9", "new": "1"}
+    (tmp_path / "b.json").write_text(json.dumps(report))
+    code, _, err = run(capsys, "bench", "compare", "a.json", "b.json")
+    own = json.loads((tmp_path / "a.json").read_text())["machine"]["packages"]["numpy"]
+    assert code == 0 and f"not the same packages: new A None, B 1; numpy A {own}, B 9.9\n" in err
 
 
 def test_a_backend_of_the_users_own_is_measured_by_the_same_command(capsys, tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ from minimodel.compress.calibration import calibrate
 from minimodel.losses import Loss
 from minimodel.problem import masked, prepare, run_keys, to_backend
 from minimodel.search import random_search
+from minimodel.search.parts import Lasso
 from minimodel.search.programs import Direct, Draws, Static, Traced, begin, epoch, mini_batches, parts_of
 from minimodel.search.strategies import hill_climbing
 from minimodel.search.training import INIT, ORDER, fit
@@ -201,62 +202,132 @@ PARTED = {
     "nadam": optimizers.nadam(0.01),
     "rmsprop": optimizers.rmsprop(0.01, centered=True),
     "sharpness": optimizers.nesterov(schedules.reduce_on_plateau(0.05, patience=1), sharpness=0.05),
-    "lbfgs": optimizers.lbfgs(),
+    "lbfgs": optimizers.lbfgs(memory=6),  # its pairs lead with an axis of six as well
 }
 
 
-def in_parts(backend, members, packs=None):
-    """The backend when its cache holds so many members."""
-    packs = backend.packs if packs is None else packs
-    return replace(backend, keeps=members * NETWORK.parameters, packs=packs)
+def in_parts(backend, members, seen=None):
+    """The backend when its cache holds so many members; the lengths of scans over parts are noted."""
+
+    def scan(step, carry, xs):
+        if carry is None and seen is not None:
+            seen.append(tree.leaves(xs)[0].shape[0])
+        return backend.scan(step, carry, xs)
+
+    return replace(backend, keeps=members * NETWORK.parameters, scan=scan)
 
 
+def assert_close(found, expected):
+    for ours, theirs in zip(tree.leaves(found), tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1, 2])
 @pytest.mark.parametrize("name", PARTED)
-def test_a_population_in_parts_is_the_population_at_once(name, backend, splits):
-    """With all that may differ from member to member, and masks that do not."""
-    options = {"seed": 0, "population": 6, "epochs": 3, "optimizer": PARTED[name], "masks": draw_masks()}
+def test_a_population_in_parts_is_the_population_at_once(name, size, backend, splits):
+    """With all that may differ from member to member, masks that do not, and members that stop before others."""
+    options = {"seed": 0, "population": 6, "epochs": 4, "optimizer": PARTED[name], "masks": draw_masks()}
     if name != "lbfgs":
-        options |= {"dropout": np.linspace(0, 0.5, 6), "label_smoothing": 0.1, "patience": 2}
-    whole, parts = (mm.gradient_descent(NETWORK, splits, backend=in_parts(backend, n), **options) for n in (6, 2))
-    for found, expected in ((parts.params, whole.params), (parts.state, whole.state)):
-        for ours, theirs in zip(tree.leaves(found), tree.leaves(expected), strict=True):
-            np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
-    for log, values in whole.history.items():
-        np.testing.assert_allclose(parts.history[log], values, rtol=1e-4, err_msg=log)
+        options |= {"dropout": np.linspace(0, 0.5, 6), "label_smoothing": 0.1, "batch_size": 8}
+        options |= {"patience": 1, "min_delta": np.array([10, 0, 10, 0, 10, 0])}
+    seen = []
+    whole = mm.gradient_descent(NETWORK, splits, backend=in_parts(backend, 6), **options)
+    apart = mm.gradient_descent(NETWORK, splits, backend=in_parts(backend, size, seen), **options)
+    assert set(seen) == (set() if name == "lbfgs" else {6 // size})
+    assert_close((apart.params, apart.state), (whole.params, whole.state))
+    assert_close(tuple(apart.history.values()), tuple(whole.history.values()))
 
 
 @pytest.mark.parametrize("packs", [0, 2**16])
 def test_parts_keep_masks_of_their_members(packs, splits):
-    masks, backend = draw_masks(6), mm.backends.load("numpy")
+    masks, numpy, seen = draw_masks(6), replace(mm.backends.load("numpy"), packs=packs), []
     options = {"seed": 0, "population": 6, "epochs": 2, "masks": masks}
-    whole, parts = (
-        mm.gradient_descent(NETWORK, splits, backend=in_parts(backend, n, packs), **options) for n in (6, 2)
-    )
-    assert_same(parts.params, whole.params)
-    for layer, mask in zip(parts.params, masks, strict=True):
+    whole, apart = (mm.gradient_descent(NETWORK, splits, backend=in_parts(numpy, n, seen), **options) for n in (6, 2))
+    assert seen == [3, 3]
+    assert_same(apart.params, whole.params)
+    for layer, mask in zip(apart.params, masks, strict=True):
         assert ((layer.weight != 0) == (mask == 1)).all()
 
 
-def test_a_stream_and_the_retraining_of_integers_go_in_parts_too(splits):
-    numpy = mm.backends.load("numpy")
+def test_every_chunk_of_a_stream_goes_in_parts(splits, monkeypatch):
+    monkeypatch.setattr(prepare.__module__ + ".CHUNK", 32 * 4 * 4)  # a batch of four features
+    numpy, seen = mm.backends.load("numpy"), []
     stream = mm.stream_batches([splits.train], splits.validation, splits.test)
-    models = [
-        mm.gradient_descent(NETWORK, stream, seed=0, population=6, epochs=2, backend=in_parts(numpy, n)) for n in (6, 2)
-    ]
-    assert_same(models[1].params, models[0].params)
-    options = {"seed": 0, "bits": (4, 3, 2, 4, 3, 2), "learn_levels": True, "epochs": 2}
-    small = [mm.quantize(models[0], splits, backend=in_parts(numpy, n), **options) for n in (6, 2)]
-    assert_same(small[1].params, small[0].params)
+    whole, apart = (
+        mm.gradient_descent(NETWORK, stream, seed=0, population=6, epochs=2, backend=in_parts(numpy, n, seen))
+        for n in (6, 2)
+    )
+    assert seen == [3] * 2 * (len(splits.train.x) // 32)
+    assert_same(apart.params, whole.params)
 
 
 @pytest.mark.parametrize(
-    ("keeps", "members", "parts"),
+    "options",
+    [
+        {"bits": (4, 3, 2, 4, 3, 2), "learn_levels": True},
+        {"bits": 1},
+        {"bits": 3, "scheme": "codebook", "learn_levels": True},
+        {"bits": 4, "rounding": "stochastic"},
+    ],
+)
+def test_integers_are_retrained_in_parts(options, splits):
+    """Of networks as wide as there are members, whose masks they share."""
+    network, numpy, seen = mm.Network((4, 6, 6, 3)), mm.backends.load("numpy"), []
+    masks = tuple(np.random.default_rng(0).random(shape) < 0.7 for shape in network.shapes)
+    start = mm.gradient_descent(network, splits, seed=0, population=6, epochs=1, masks=masks)
+    whole, apart = (
+        mm.quantize(start, splits, seed=0, backend=in_parts(numpy, n, seen), epochs=2, **options) for n in (20, 4)
+    )
+    assert seen == [3, 3]
+    assert_same(apart.params, whole.params)
+
+
+def test_new_masks_within_a_run_hold_in_parts(splits):
+    numpy, seen = mm.backends.load("numpy"), []
+    start = mm.gradient_descent(NETWORK, splits, seed=0, population=6, epochs=1)
+    options = {"seed": 0, "sparsity": np.linspace(0.2, 0.5, 6), "schedule": "gradual", "epochs": 4}
+    whole, apart = (mm.prune(start, splits, backend=in_parts(numpy, n, seen), **options) for n in (6, 2))
+    assert seen == [3] * 4
+    assert_same((apart.params, apart.masks), (whole.params, whole.masks))
+
+
+def test_a_run_in_parts_goes_on_at_once_and_back(splits):
+    numpy = mm.backends.load("numpy")
+    options = {"seed": 0, "population": 6, "optimizer": optimizers.adam(0.01)}
+    runs = {(m, n): None for m in (6, 2) for n in (6, 2)}
+    for m, n in runs:
+        half = mm.gradient_descent(NETWORK, splits, epochs=2, backend=in_parts(numpy, m), **options)
+        runs[m, n] = mm.gradient_descent(NETWORK, splits, epochs=4, backend=in_parts(numpy, n), resume=half, **options)
+    for run in runs.values():
+        assert_same(run.params, runs[6, 6].params)
+
+
+def test_a_state_that_is_not_by_members_is_not_taken_apart(splits):
+    class Counted(Lasso):
+        """Its state has an axis of its own."""
+
+        def init(self, params):
+            return np.zeros(4, np.float32)
+
+        def update(self, amount, d, state, params):
+            return super().update(amount, d, None, params)[0], state + 1
+
+    optimizer, numpy = optimizers.compose(0.05, (Counted(), 1e-3)), mm.backends.load("numpy")
+    whole, apart = (
+        mm.gradient_descent(NETWORK, splits, seed=0, population=6, epochs=2, optimizer=optimizer, backend=backend)
+        for backend in (numpy, in_parts(numpy, 2))
+    )
+    assert_same(apart.params, whole.params)
+
+
+@pytest.mark.parametrize(
+    ("keeps", "members", "count"),
     [(6, 6, 1), (3, 6, 2), (2, 6, 3), (1, 6, 6), (0, 6, 6), (5, 6, 2), (4, 7, 1), (1, 7, 7), (100, 7, 1), (0, None, 1)],
 )
-def test_parts_are_of_one_size_and_at_least_half_of_what_is_kept(keeps, members, parts, splits):
+def test_parts_are_of_one_size_and_at_least_half_of_what_is_kept(keeps, members, count, splits):
     backend = in_parts(mm.backends.load("numpy"), keeps)
     _, static = program(backend, splits, optimizers.adam(0.01))
-    assert parts_of(static, () if members is None else (members,)) == parts
+    assert parts_of(static, () if members is None else (members,)) == count
 
 
 # Masks.

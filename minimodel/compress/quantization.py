@@ -200,14 +200,16 @@ def levels_of(model: Model, widths: Any, way: Rounding, keys: np.ndarray, **how:
     found = [
         calibrated(layer.weight, bits, way.codebook, **how) for layer, bits in zip(model.params, each, strict=True)
     ]
-    lacking = way.codebook or fewest(widths) == 1
+    lacking, masks = way.codebook or fewest(widths) == 1, None
+    if lacking and model.masks is not None:  # with the members' axis, as all levels have it
+        masks = tuple(np.broadcast_to(m, p.weight.shape) for m, p in zip(model.masks, model.params, strict=True))
     draws = None
     if way.name == "stochastic":
         own = random.fold_in(keys, DRAWS)
         draws = tuple(
             random.uniform(random.fold_in(own, i), layer.weight.shape[-2:]) for i, layer in enumerate(model.params)
         )
-    return Levels(tuple(found), model.masks if lacking else None, draws)
+    return Levels(tuple(found), masks, draws)
 
 
 def calibrated(weight: np.ndarray, bits: int | tuple[int, ...], codebook: bool, **how: Any) -> Any:

@@ -2,7 +2,8 @@
 
 A part is a pair of pure functions, ``init(params) -> state`` and ``update(numbers, d, state, params) -> (d, state)``.
 What decides the program (flags) is a field of the part; the numbers are traced, and each may be an array over the
-population. ``update`` consumes the state it is given, never d or the parameters.
+population. Arrays of a state have the population's axis in front; a number () is the same for all members.
+``update`` consumes the state it is given, never d or the parameters.
 """
 
 from dataclasses import dataclass

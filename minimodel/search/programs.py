@@ -22,8 +22,9 @@ from minimodel.tree import Array, Tree, align
 class Through(Protocol):
     """A function that the parameters pass before they meet the data, and the way its gradient comes back.
 
-    forward(values, params) -> params used; backward(values, params, grads by those used) -> grads by params.
-    ``learned``: those params are more than the network's, which come first.
+    forward(values, params) -> params used; backward(values, params, grads by those used) -> grads by params. Arrays
+    among the values have the population's axis in front. ``learned``: those params are more than the network's, which
+    come first.
     """
 
     @property
@@ -106,10 +107,8 @@ def leave(static: Static, values: Tree) -> Tree:
     return each_params(partial(unpack, static.network), values) if static.packed else values
 
 
-def masks_on(static: Static, masks: Masks | None, members: tuple[int, ...]) -> tuple[Array, ...] | None:
+def masks_on(static: Static, masks: Masks | None) -> tuple[Array, ...] | None:
     """The masks on the backend, as the loop keeps the weights."""
-    if masks is not None and parts_of(static, members) > 1:
-        masks = tuple(np.broadcast_to(mask, (*members, *mask.shape[-2:])) for mask in masks)
     if masks is None or not static.packed:
         return masks and to_backend(static.backend, masks)
     flat = [mask.reshape((*mask.shape[:-2], -1)) for mask in masks]
@@ -158,7 +157,7 @@ def epoch(
     """The last chunk of an epoch, then the best so far by validation: the state, the loss of each step and that."""
 
     def run(state: State, key: Draws, rates: Array, given: Traced) -> tuple[State, Array, Array]:
-        state, found = steps(state, rows, key, rates, given, static)
+        state, found = steps(state, key, rates, given, rows=rows, static=static)
         xp, used = static.backend.xp, static.rule.read(state.params, state.opt_state)
         loss = validation_loss(used, validation, given, static)
         better = (loss < state.best_loss) & given.active
@@ -176,36 +175,38 @@ def descend(
     state: State, rows: Rows, key: Draws, rates: Array, given: Traced, *, static: Static
 ) -> tuple[State, Array]:
     """One pass over the rows in a random order: the new state, and the loss of each step."""
-
-    def run(state: State, key: Draws, rates: Array, given: Traced) -> tuple[State, Array]:
-        return steps(state, rows, key, rates, given, static)
-
-    return by_parts(run, state, key, rates, given, static)
+    return by_parts(partial(steps, rows=rows, static=static), state, key, rates, given, static)
 
 
 def by_parts(run: Callable[..., Any], state: State, key: Draws, rates: Array, given: Traced, static: Static) -> Any:
     """run(…) -> (state, loss of each step, …) of the population or, where that is much, of one part after the other.
 
-    Members know nothing of each other, and a part that stays in the cache for a whole epoch is soon done. All arrays
-    have the members' axis in front or are numbers; rates and losses (steps, *population) have it behind.
+    Members know nothing of each other, and a part that stays in the cache for a whole epoch is soon done. What is
+    parted has the members' axis in front or is a number, else all is one part; rates and losses (steps, *population)
+    have it behind, and masks may lack it.
     """
-    xp, count = static.backend.xp, parts_of(static, state.best_loss.shape)
-    if count == 1:
+    xp, members, masks = static.backend.xp, state.best_loss.shape, given.masks
+    shared = masks if masks and masks[0].ndim < state.params[0].weight.ndim else None
+    own = (state, key, rates.mT if rates.ndim > 1 else None, given._replace(masks=None) if shared else given)
+    count = parts_of(static, members)
+    if count == 1 or any(leaf.shape[:1] not in ((), members) for leaf in tree.leaves(own)):
         return run(state, key, rates, given)
-    size = state.best_loss.shape[0] // count
+    size = members[0] // count
 
     def parted(leaf: Array) -> Array:
-        return xp.reshape(leaf, (count, size, *leaf.shape[1:])) if leaf.ndim else xp.broadcast_to(leaf, (count,))
+        if leaf.ndim:
+            return xp.reshape(leaf, (count, size, *leaf.shape[1:]))
+        return xp.repeat(xp.reshape(leaf, (1,)), count)  # a number of its own for each part, which steps may consume
 
     def joined(leaf: Array) -> Array:
         return xp.reshape(leaf, (count * size, *leaf.shape[2:])) if leaf.ndim > 1 else leaf[0, ...]
 
     def part(carry: None, own: tuple[State, Draws, Array | None, Traced]) -> tuple[None, tuple[Any, ...]]:
         state, key, some, given = own
+        given = given._replace(masks=shared) if shared else given
         state, losses, *held = run(state, key, rates if some is None else some.mT, given)
         return None, (state, losses.mT, *held)
 
-    own = (state, key, rates.mT if rates.ndim > 1 else None, given)
     state, losses, *held = tree.map(joined, static.backend.scan(part, None, tree.map(parted, own))[1])
     return state, losses.mT, *held
 
@@ -214,15 +215,16 @@ def parts_of(static: Static, members: tuple[int, ...]) -> int:
     """How many parts of one size the population is trained in, so that the backend keeps each in its cache.
 
     One, where all such parts are less than half as large as they may be: many at once are worth more than the cache.
+    And with all rows in every step, since an epoch is then over before the cache can help.
     """
     most = max(1, static.backend.keeps // static.network.parameters)
     if not members or static.rule.full_batch:
         return 1
-    size = max(size for size in range(1, min(most, *members) + 1) if members[0] % size == 0)
+    size = max(size for size in range(1, min(most, members[0]) + 1) if members[0] % size == 0)
     return members[0] // size if 2 * size >= most else 1
 
 
-def steps(state: State, rows: Rows, key: Draws, rates: Array, given: Traced, static: Static) -> tuple[State, Array]:
+def steps(state: State, key: Draws, rates: Array, given: Traced, *, rows: Rows, static: Static) -> tuple[State, Array]:
     """A step for each rate: the new state, and the loss of each."""
     backend, noise = static.backend, given.noise
 

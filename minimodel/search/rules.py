@@ -3,6 +3,8 @@
 A rule is three pure functions: ``init(params) -> state``, ``update(numbers, rate, evaluate, state, params) ->
 (loss, params, state)``, where ``evaluate(params, away=None)`` gives the loss and the gradient at any parameters, and
 ``read(params, state)``, the parameters that are to be used. ``update`` consumes the parameters and the state.
+Arrays of a state have the population's axis in front, or are numbers () that are the same for all members; only where
+the batch is full may they be laid out otherwise.
 """
 
 from dataclasses import dataclass

@@ -73,7 +73,7 @@ def fit(
     loop = Loop.of(problem, options, purposes, through)
     numbers, seen, blurs = to_backend(backend, (options.optimizer.config, values, options.noise))
     active = np.ones(members, bool)
-    given = Traced(numbers, masks_on(loop.static, masks, members), seen, blurs, active)
+    given = Traced(numbers, masks_on(loop.static, masks), seen, blurs, active)
     if params is None:
         params = problem.network.init(purposes[..., INIT, :], backend=backend)
     else:
@@ -89,7 +89,7 @@ def fit(
         if new is not None:
             (masks, moved), since = new, done + 1
             active = np.ones(members, bool)
-            given = given._replace(masks=masks_on(loop.static, masks, members), active=active)
+            given = given._replace(masks=masks_on(loop.static, masks), active=active)
             if moved is not None:
                 state, at = state._replace(opt_state=None), enter(loop.static, to_backend(backend, moved))
             state = loop.restart(state, at, given)
