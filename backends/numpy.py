@@ -80,8 +80,10 @@ def integer_matmul(a: Array, b: Array) -> Array:
     """int8 · int8 → int32 through float32 BLAS: exact, since each block of the inner axis stays within 2^24."""
     check_integer_matmul(a, b)
     blocks = [slice(start, start + EXACT_INNER) for start in range(0, max(1, a.shape[-1]), EXACT_INNER)]
-    parts = [a[..., k].astype(np.float32) @ b[..., k, :].astype(np.float32) for k in blocks]
-    return np.sum([part.astype(np.int32) for part in parts], axis=0, dtype=np.int32)
+    first, *others = ((a[..., k].astype(np.float32) @ b[..., k, :].astype(np.float32)).astype(np.int32) for k in blocks)
+    for part in others:
+        first += part
+    return first
 
 
 def largest(arrays: tuple[Array, ...], k: Array) -> tuple[Array, ...]:

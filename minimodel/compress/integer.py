@@ -14,6 +14,7 @@ Quantization and training of neural networks for efficient integer-arithmetic-on
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -69,8 +70,11 @@ def rescaled(acc: Array, layer: IntegerLayer) -> Array:
     if m.dtype == xp.int32:  # clipped before z is added, which could leave int32
         return xp.astype(xp.minimum(xp.maximum(shifted(acc, m), low - z), high - z) + z, xp.int8)
     low, high, z = (xp.astype(value, m.dtype) for value in (low, high, z))
-    q = xp.round(xp.astype(acc, m.dtype) * m) + z
-    return xp.astype(xp.minimum(xp.maximum(q, low), high), xp.int8)
+    q = xp.astype(acc, m.dtype)
+    q *= m
+    q = xp.round(q)
+    q += z
+    return xp.astype(xp.clip(q, low, high), xp.int8)
 
 
 def shifted(acc: Array, k: Array) -> Array:
@@ -88,7 +92,8 @@ def run(layers: tuple[IntegerLayer, ...], q: Array, *, backend: Backend) -> Arra
     """The int32 sums (*population, rows, out) of the last layer, from integers (*population, rows, in)."""
     xp = backend.xp
     for i, layer in enumerate(layers):
-        acc = backend.integer_matmul(q, layer.weight) + layer.bias[..., None, :]
+        acc = backend.integer_matmul(q, layer.weight)
+        acc += layer.bias[..., None, :]
         if i + 1 < len(layers):
             q = rescaled(acc, layer)
             if layer.table is not None:  # of all members side by side
@@ -118,15 +123,18 @@ class IntegerModel:
         """The int8 integers (*population, n, in) of raw inputs (n, features)."""
         rows, scale = self.model.prepared(x), self.scales[0]
         inverse, zero_point = (np.float32(1) / scale.scale)[..., None, None], scale.zero_point[..., None, None]
-        q = np.round(rows * inverse) + zero_point.astype(np.float32)
-        return np.clip(q, scale.low, scale.high).astype(np.int8)
+        q = rows * inverse
+        np.round(q, out=q)
+        q += zero_point.astype(np.float32)
+        return np.clip(q, scale.low, scale.high, out=q).astype(np.int8)
 
     def integers(self, x: Any, *, backend: str | Backend = "numpy") -> np.ndarray:
         """The int32 sums of the last layer: the same bits on every backend."""
         backend = load(backend)
-        layers = tree.map(backend.asarray, self.layers)
+        given = (self.layers, self.quantized(x))  # which nobody writes to
+        given = tree.map(partial(backend.asarray, copy=False), given)
         program = backend.jit(run, static=("backend",))
-        return backend.to_numpy(program(layers, backend.asarray(self.quantized(x)), backend=backend))
+        return backend.to_numpy(program(*given, backend=backend))
 
     def outputs(self, x: Any, *, backend: str | Backend = "numpy") -> np.ndarray:
         """As ``Model.outputs``: s_a s_w·acc, one float32 product."""
