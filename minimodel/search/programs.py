@@ -226,10 +226,11 @@ def parts_of(static: Static, members: tuple[int, ...]) -> int:
 
 def steps(state: State, key: Draws, rates: Array, given: Traced, *, rows: Rows, static: Static) -> tuple[State, Array]:
     """A step for each rate: the new state, and the loss of each."""
-    backend, noise = static.backend, given.noise
+    backend = static.backend
 
-    def step(carry: tuple[Params, Tree], inputs: tuple[Array, Array, Array]) -> tuple[tuple[Params, Tree], Array]:
-        (params, opt_state), (picked, noise_key, rate) = carry, inputs
+    def step(carry: tuple[Params, Tree, Traced], inputs: tuple[Array, Array, Array]) -> tuple[Any, Array]:
+        (params, opt_state, given), (picked, noise_key, rate) = carry, inputs
+        noise = given.noise
         batch = rows if static.rule.full_batch else tree.map(lambda leaf: backend.take(leaf, picked), rows)
         t = batch.t
         if noise.labels is not None:
@@ -248,14 +249,16 @@ def steps(state: State, key: Draws, rates: Array, given: Traced, *, rows: Rows, 
             return loss, masked(enter(static, static.through.backward(given.values, own, grads)), given.masks)
 
         loss, params, opt_state = static.rule.update(given.config, rate, evaluate, opt_state, params)
-        return (params, opt_state), loss
+        return (params, opt_state, given), loss
 
     noise_keys = None
     if key.noise is not None:
         numbers = backend.xp.arange(rates.shape[0], dtype=backend.xp.uint32)
         noise_keys = backend.xp.moveaxis(random.fold_in(key.noise, numbers), -2, 0)
     batches = mini_batches(key.order, rows.x.shape[0], static)
-    (params, opt_state), found = backend.scan(step, (state.params, state.opt_state), (batches, noise_keys, rates))
+    # What is given is carried along, so that NumPy's record of the step serves every part of a population.
+    carry, found = backend.scan(step, (state.params, state.opt_state, given), (batches, noise_keys, rates))
+    params, opt_state, _ = carry
     return state._replace(params=params, opt_state=opt_state), found
 
 

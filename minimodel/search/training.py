@@ -72,8 +72,8 @@ def fit(
     options, purposes = check_options(problem, members, **training), random.fold_in(keys, np.arange(3))
     loop = Loop.of(problem, options, purposes, through)
     numbers, seen, blurs = to_backend(backend, (options.optimizer.config, values, options.noise))
-    active = np.ones(members, bool)
-    given = Traced(numbers, masks_on(loop.static, masks), seen, blurs, active)
+    everyone = np.ones(members, bool)
+    given = Traced(numbers, masks_on(loop.static, masks), seen, blurs, everyone)
     if params is None:
         params = problem.network.init(purposes[..., INIT, :], backend=backend)
     else:
@@ -88,8 +88,7 @@ def fit(
             new = remask(done, masks, leave(loop.static, at), leave(loop.static, state.opt_state))
         if new is not None:
             (masks, moved), since = new, done + 1
-            active = np.ones(members, bool)
-            given = given._replace(masks=masks_on(loop.static, masks), active=active)
+            given = given._replace(masks=masks_on(loop.static, masks), active=everyone)
             if moved is not None:
                 state, at = state._replace(opt_state=None), enter(loop.static, to_backend(backend, moved))
             state = loop.restart(state, at, given)
@@ -97,8 +96,7 @@ def fit(
             going = improving(log.validation[since:], options.patience, options.min_delta)
             if not going.any():
                 break
-            if (going != active).any():  # or NumPy would record the step anew
-                active, given = going, given._replace(active=going)
+            given = given._replace(active=going)
         state, stop = loop.one_epoch(state, given, log)
         if stop:
             break
