@@ -17,7 +17,7 @@ from minimodel.tree import Array, Tree
 
 PRECISIONS = ("highest", "high", "default")
 HOST_ROOM, DEVICE_ROOM = 2**22, 2**28  # 16 MiB, which all cores share; 1 GiB of an accelerator
-ALL = 2**62  # parameters
+ALL = 2**62  # parameters: an accelerator keeps none in a cache, and parts would hold the state twice
 
 
 def make(variant: str | None = None, *, precision: str = "highest") -> Backend:

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 import minimodel as mm
-from minimodel.backends import Backend, load
+from minimodel.backends import load
 from minimodel.bench import descent
 from minimodel.bench.cases import CASES, Size
 from minimodel.bench.common import arguments, report, side_by_side
-from minimodel.bench.running import Call, place
+from minimodel.bench.running import place, seconds_of
 
 PRECISIONS = (("float32", "highest"), ("float32", "default"), ("bfloat16", "default"))
 LAYERS, BATCH, EPOCHS = (784, 64, 10), 32, 5
@@ -46,14 +46,9 @@ def step(name: str, width: int, dtype: str, precision: str, repeats: int) -> dic
     backend, size = load(name, precision=precision), Size((width,) * 5, width, None, dtype)
     rng, cases = np.random.default_rng(0), {"step": CASES["value_and_grad"], "products": CASES["matmul"]}
     calls = {what: place(case, size, backend, case.inputs(size, rng)).call for what, case in cases.items()}
-    seconds = side_by_side({what: partial(waited, backend, call) for what, call in calls.items()}, repeats)
+    seconds = side_by_side({what: partial(seconds_of, call, backend) for what, call in calls.items()}, repeats)
     rates = {what: case.operations(size) / seconds[what]["median"] for what, case in cases.items()}
     return rates | {"fraction": rates["step"] / rates["products"]}
-
-
-def waited(backend: Backend, call: Call) -> None:
-    """The call, its result computed to the end."""
-    backend.synchronize(call())
 
 
 def at_once(name: str, members: int, rows: int, repeats: int) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
+from minimodel.backends import available
 from minimodel.datasets import Splits
 from minimodel.model import standard_error
 from minimodel.network import Network
@@ -60,6 +61,17 @@ def side_by_side(cases: dict[str, Callable[[], Any]], repeats: int = 7) -> dict[
         }
         for name, found in seconds.items()
     }
+
+
+def repeat(fn: Callable[[Any], Any], x: Any, times: int) -> None:
+    """fn(x), so many times."""
+    for _ in range(times):
+        fn(x)
+
+
+def available_two() -> list[str]:
+    """NumPy, and JAX where it is installed."""
+    return [name for name in ("numpy", "jax") if name in available()]
 
 
 def plus_minus(values: Any, sign: str = "") -> str:

@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 
 import minimodel as mm
-from minimodel.backends import available
 from minimodel.bench import descent, mnist, resources
-from minimodel.bench.common import arguments, report, side_by_side
+from minimodel.bench.common import arguments, available_two, repeat, report, side_by_side
 
-LAYERS, BATCHES, ROWS, REPEATS = (784, 300, 100, 10), (1, 256), 6_400, 15
+LAYERS, BATCHES, ROWS, CALLS, REPEATS = (784, 300, 100, 10), (1, 256), 6_400, 20, 15
 FLOAT_CLOSE, SAME = 1e-5, 0.99  # as a part of the largest output; of the rows
 
 
@@ -36,14 +35,12 @@ def times(model: mm.Model, data: mm.Splits) -> dict[str, Any]:
     """Answers to 256 rows by integers beside floats; a step of retraining through the rounding beside one without."""
     integers, x = mm.to_integers(model, data), data.train.x[:256]
     cases: dict[str, Any] = {
-        "256 rows, floats": partial(repeat, model.outputs, x),
-        "256 rows, integers": partial(repeat, integers.outputs, x),
+        "256 rows, floats": partial(repeat, model.outputs, x, CALLS),
+        "256 rows, integers": partial(repeat, integers.outputs, x, CALLS),
     }
     found = {"numpy, answers": table(cases)}
-    few = mm.datasets.split(data.train.x[:ROWS], data.train.y[:ROWS], seed=0)
-    for name in ("numpy", "jax"):
-        if name not in available():
-            continue
+    few = mm.datasets.split(*data.train, seed=0)
+    for name in available_two():
         common: dict[str, Any] = {"seed": 0, "backend": name, "epochs": 3, "batch_size": mnist.BATCH}
         optimizer = mm.optimizers.momentum(0.01)
         cases = {
@@ -56,12 +53,6 @@ def times(model: mm.Model, data: mm.Splits) -> dict[str, Any]:
         }
         found[f"{name}, steps"] = table(cases)
     return found
-
-
-def repeat(fn: Any, x: np.ndarray, times: int = 20) -> None:
-    """fn(x), so many times."""
-    for _ in range(times):
-        fn(x)
 
 
 def table(cases: dict[str, Any]) -> dict[str, Any]:

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 import minimodel as mm
-from minimodel.backends import Backend, available, load
+from minimodel.backends import Backend, load
 from minimodel.bench import resources
-from minimodel.bench.common import arguments, report, side_by_side
+from minimodel.bench.common import arguments, available_two, repeat, report, side_by_side
 from minimodel.compress import patterns
 from minimodel.compress.masks import Choice, choose
 
@@ -123,17 +123,6 @@ def answers(path: str | None) -> dict[str, Any]:
             "layer_sizes": small.network.layer_sizes,
         }
     return found
-
-
-def repeat(fn: Callable[[Any], Any], x: Any, times: int) -> None:
-    """fn(x), so many times."""
-    for _ in range(times):
-        fn(x)
-
-
-def available_two() -> list[str]:
-    """NumPy, and JAX where it is installed."""
-    return [name for name in ("numpy", "jax") if name in available()]
 
 
 if __name__ == "__main__":
