@@ -28,6 +28,14 @@ class LowRank(NamedTuple):
     b: Array  # (*population, rank, out)
 
 
+class Mirrored(NamedTuple):
+    """x ↦ x·(weight ± change.weight) + bias ± change.bias: two members on either side, which share both products."""
+
+    weight: Array  # (in, out)
+    bias: Array  # (out)
+    change: Layer  # (pairs, in, out) and (pairs, out)
+
+
 Params = tuple[Layer, ...]
 INITIALIZERS = ("he", "glorot")
 
@@ -101,8 +109,16 @@ def _init(key: Array, *, network: Network, backend: Backend) -> Params:
     return tuple(params)
 
 
-def affine(layer: Layer | LowRank, x: Array) -> Array:
-    """x·W + b; of a low rank x·W + (x·a)·b, of which members that share x share the first product."""
+def affine(layer: Layer | LowRank | Mirrored, x: Array) -> Array:
+    """x·W + b; of a low rank x·W + (x·a)·b, of which members that share x share the first product.
+
+    Mirrored members must share x: (batch, in), or (2·pairs, batch, in) with the same rows twice.
+    """
+    if isinstance(layer, Mirrored):
+        x = x[::2, ...] if x.ndim > 2 else x
+        middle, z = affine(Layer(layer.weight, layer.bias), x), both(affine(layer.change, x))
+        z += middle if middle.ndim == 2 else namespace(middle).repeat(middle, 2, axis=0)
+        return z
     z = x @ layer.weight
     if isinstance(layer, LowRank):
         change = _through(x, layer.a) @ layer.b if layer.a.shape[-1] > 1 else _through(x, layer.a) * layer.b
@@ -122,9 +138,20 @@ def _through(x: Array, a: Array) -> Array:
     return xp.moveaxis(xp.reshape(x @ side_by_side, (x.shape[0], members, rank)), 1, 0)
 
 
-def dense(layer: Layer | LowRank) -> Layer:
-    """The same layer with its weight formed."""
-    return Layer(layer.weight + layer.a @ layer.b, layer.bias) if isinstance(layer, LowRank) else layer
+def both(changes: Array) -> Array:
+    """+c₀, −c₀, +c₁, −c₁, …: (n, …) as (2n, …)."""
+    xp = namespace(changes)
+    signs = xp.reshape(xp.asarray([1, -1], dtype=changes.dtype), (2, *(1,) * (changes.ndim - 1)))
+    return xp.reshape(changes[:, None, ...] * signs, (-1, *changes.shape[1:]))
+
+
+def dense(layer: Layer | LowRank | Mirrored) -> Layer:
+    """The same layer, each member with its weight formed."""
+    if isinstance(layer, LowRank):
+        return Layer(layer.weight + layer.a @ layer.b, layer.bias)
+    if isinstance(layer, Mirrored):
+        return Layer(layer.weight + both(layer.change.weight), layer.bias + both(layer.change.bias))
+    return layer
 
 
 def check(network: Network, params: Params, x: Array) -> None:

@@ -94,6 +94,8 @@ def told_together(strategy, started, spread, function=rosenbrock, generations=20
         draws = (found - np.asarray(theirs.mean)) / np.asarray(spread(theirs))
         fitness = function(found)
         theirs, _ = peer.tell(key, population, jax.numpy.asarray(fitness), theirs, numbers)
+        if strategy.plan.mirrored:  # its twins lie in two halves
+            draws, fitness = draws[:8], np.stack([fitness[:8], fitness[8:]], axis=1).ravel()
         state = strategy.tell(state, asked_of(found, draws), fitness)
         yield state, theirs
 
@@ -120,12 +122,13 @@ def test_evosax_takes_the_same_steps_of_separable_cma(evosax):
         np.testing.assert_allclose(state.own.sigma_path, theirs.p_std, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("antithetic", [False, True])
 @pytest.mark.parametrize("name", ["sgd", "adam"])
-def test_evosax_takes_the_same_steps_of_openai_es(name, evosax, oracle):
+def test_evosax_takes_the_same_steps_of_openai_es(name, antithetic, evosax, oracle):
     optax, ours = oracle("optax"), getattr(optimizers, name)(0.05)
     theirs = getattr(optax, name)(0.05)
     started = evosax("Open_ES", 16, 6, {}, optimizer=theirs, std_schedule=optax.constant_schedule(0.3))
-    strategy = strategies.open_es(0.3, optimizer=ours)
+    strategy = strategies.open_es(0.3, optimizer=ours, antithetic=antithetic)
     for state, peer in told_together(strategy, started, lambda peer: peer.std):
         np.testing.assert_allclose(strategy.read(state), peer.mean, rtol=1e-4, atol=1e-5)
 

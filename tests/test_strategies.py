@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 
 import minimodel as mm
 from minimodel import optimizers, random, strategies, tree
-from minimodel.network import Layer, LowRank, dense
+from minimodel.network import Layer, LowRank, Mirrored, dense
 from minimodel.search import quasi, random_search
 from minimodel.search.random_search import error_rate
 from minimodel.search.strategies import Asked
@@ -395,6 +395,26 @@ def test_a_low_rank_candidate_is_the_explicitly_perturbed_network(rank, own, bac
     for layer, mean in zip(backend.to_numpy(explicit), params(), strict=True):
         change = layer.weight - mean.weight
         assert (np.linalg.matrix_rank(change, tol=1e-4) == min(rank, *mean.weight.shape)).all()
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["shared x", "own x"])
+def test_mirrored_layers_are_the_dense_ones(own, backend):
+    """Within γ_k·(|x|·(|W| + |C|) + |bias| + |c|) of the exact product, k the length of all sums."""
+    rng, pairs = np.random.default_rng(0), 2
+    w, b, c, d, x = (rng.normal(size=s).astype(np.float32) for s in ((5, 3), 3, (pairs, 5, 3), (pairs, 3), (7, 5)))
+    x = np.repeat(np.stack([x, 2 * x]), 2, axis=0) if own else x
+    layer = tree.map(backend.asarray, Mirrored(w, b, Layer(c, d)))
+    found = backend.to_numpy(mm.Network((5, 3)).apply((layer,), backend.asarray(x)))
+    signs, wide = np.array([1, -1, 1, -1]), x.astype(np.float64)
+    weight, bias = (each.astype(np.float64).repeat(2, axis=0) for each in (c, d))
+    exact = wide @ (w + signs[:, None, None] * weight) + (b + signs[:, None] * bias)[:, None]
+    size = np.abs(wide) @ (np.abs(w) + np.abs(weight)) + (np.abs(b) + np.abs(bias))[:, None]
+    k = (5 + 3) * 2.0**-24
+    assert found.shape == (4, 7, 3)
+    assert (np.abs(found - exact) <= k / (1 - k) * size).all()
+    formed = backend.to_numpy(dense(layer))
+    np.testing.assert_allclose(formed.weight, w + signs[:, None, None] * weight, rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(formed.bias, b + signs[:, None] * bias, rtol=1e-6, atol=1e-7)
 
 
 def test_a_low_rank_perturbation_has_the_spread_of_a_dense_one():

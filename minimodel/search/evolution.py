@@ -13,7 +13,7 @@ import numpy as np
 
 from minimodel import tree
 from minimodel.backends import Backend
-from minimodel.network import Layer
+from minimodel.network import Layer, Mirrored, both
 from minimodel.search.plans import Plain, State, is_params
 from minimodel.search.rules import Averaged, Chain
 from minimodel.search.space import ravel, scales, size, unravel
@@ -160,19 +160,25 @@ class Gradient(Plain):
         return Centre(mean, self.rule.init(mean))
 
     def place(self, numbers: GradientNumbers, state: State, draws: Array) -> Tree:
-        found = draws * (numbers.sigma * scales(state.best))
-        found += ravel(of_layers(state.best, state.own.mean))
-        return unravel(state.best, found)
+        changes, mean = draws * (numbers.sigma * scales(state.best)), self.centre(state)
+        if not self.mirrored:
+            changes += ravel(mean)
+            return unravel(state.best, changes)
+        changes = unravel(state.best, changes)
+        if not is_params(mean):
+            return mean + both(changes)
+        inner = tree.map(lambda leaf, change: leaf + both(change), mean[1:], changes[1:])
+        return (Mirrored(*mean[0], changes[0]), *inner)
 
     def gradient(self, numbers: GradientNumbers, state: State, draws: Array, weights: Array) -> Tree:
-        """Σ uᵢεᵢ/(Pσ), as layers."""
-        found = (weights @ draws) / (draws.shape[0] * numbers.sigma * scales(state.best))
-        return as_layers(unravel(state.best, found))
+        """Σ wᵢεᵢ/σ, as layers; w are the ranks over P, of a pair their difference."""
+        return as_layers(unravel(state.best, (weights @ draws) / (numbers.sigma * scales(state.best))))
 
     def tell(
         self, numbers: GradientNumbers, rate: Any, state: State, draws: Array, fitness: Array, backend: Backend
     ) -> Centre:
-        d = self.gradient(numbers, state, draws, utilities(fitness, centred, backend.xp))
+        weights = utilities(fitness, centred, backend.xp) * (1 / fitness.shape[0])
+        d = self.gradient(numbers, state, draws, weights[::2] - weights[1::2] if self.mirrored else weights)
         own = tree.map(lambda leaf: backend.xp.asarray(leaf, copy=True), state.own)  # the rule consumes them
         _, mean, opt_state = self.rule.update(
             numbers.optimizer, rate, lambda _, away=None: (None, d), own.opt_state, own.mean

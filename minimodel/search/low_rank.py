@@ -9,7 +9,7 @@ from typing import Any
 
 from minimodel import tree
 from minimodel.backends import Backend
-from minimodel.network import Layer, LowRank
+from minimodel.network import Layer, LowRank, both
 from minimodel.search.evolution import Gradient, GradientNumbers
 from minimodel.search.plans import State, is_params
 from minimodel.tree import Array, Tree
@@ -19,7 +19,7 @@ from minimodel.tree import Array, Tree
 class LowRankGradient(Gradient):
     """θ ← step(g) with W + (σ/√(in·r))·a·b and bias + (σ/√in)β, a (in, r), b (r, out), β (out) of independent N(0, 1);
 
-    g_W = √in/(Pσ√r) Σ uᵢ aᵢbᵢ. Of a mirrored pair a and β change their signs.
+    g_W = √in/(Pσ√r) Σ uᵢ aᵢbᵢ. In a mirrored pair a and β have either sign.
     Sarkar et al., Evolution strategies at the hyperscale (arXiv 2511.16652, 2025), equations 6 and 8.
     """
 
@@ -34,13 +34,8 @@ class LowRankGradient(Gradient):
     def width(self, like: Tree) -> int:
         return sum(self.rank * (n + m) + m for n, m in (layer.weight.shape for layer in like))
 
-    def mirror(self, draws: Array, like: Tree) -> Array:
-        """In a row stand every a, every β, every b; the b stay as they are."""
-        turned = sum(self.rank * n + m for n, m in (layer.weight.shape for layer in like))
-        return tree.space(draws).concat([-draws[:, :turned], draws[:, turned:]], axis=1)
-
     def factors(self, like: Tree, draws: Array) -> list[tuple[Array, Array, Array]]:
-        """a (n, in, r), β (n, out) and b (n, r, out) of every layer."""
+        """a (n, in, r), β (n, out) and b (n, r, out) of every layer; in a row stand every a, every β, every b."""
         xp, at, count, r = tree.space(draws), 0, draws.shape[0], self.rank
         shapes = [layer.weight.shape for layer in like]
 
@@ -59,6 +54,8 @@ class LowRankGradient(Gradient):
     def place(self, numbers: GradientNumbers, state: State, draws: Array) -> Tree:
         found = []
         for (weight, bias), (a, beta, b) in zip(state.own.mean, self.factors(state.best, draws), strict=True):
+            if self.mirrored:
+                a, beta, b = both(a), both(beta), tree.space(b).repeat(b, 2, axis=0)
             sigma = numbers.sigma * (1 / sqrt(weight.shape[0]))
             found.append(LowRank(weight, bias + sigma * beta, sigma * (1 / sqrt(self.rank)) * a, b))
         return tuple(found)
@@ -67,7 +64,7 @@ class LowRankGradient(Gradient):
         xp, count, r, found = tree.space(draws), draws.shape[0], self.rank, []
         for (weight, _), (a, beta, b) in zip(state.own.mean, self.factors(state.best, draws), strict=True):
             n, m = weight.shape
-            factor = sqrt(n) / (count * numbers.sigma)
+            factor = sqrt(n) / numbers.sigma
             side_by_side = xp.reshape(xp.moveaxis(a * weights[:, None, None], 0, 1), (n, count * r))
             product = side_by_side @ xp.reshape(b, (count * r, m))
             found.append(Layer(product * (factor * (1 / sqrt(r))), (weights @ beta) * factor))

@@ -1,7 +1,8 @@
 """Plans of search: where the next candidates lie. Lower fitness is better, and NaN is worse than any number.
 
-A plan is pure functions over arrays. ``draw(keys, like, backend)`` gives each candidate its random numbers (n, …), by
-its own key alone; ``place(numbers, state, draws)`` the candidates themselves, with their axis in front;
+A plan is pure functions over arrays. ``draw(keys, like, backend)`` gives each candidate, or mirrored pair of them, its
+random numbers (n, …), by its own key alone; ``place(numbers, state, draws)`` the candidates themselves, with their axis
+in front;
 ``tell(numbers, rate, state, draws, fitness, backend)`` what the plan knows after their evaluation, ``init`` what it
 knows before. ``told`` keeps the best candidate besides, whatever the plan.
 """
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 from minimodel import random, tree
 from minimodel.backends import Backend
-from minimodel.network import Layer, LowRank, dense
+from minimodel.network import Layer, LowRank, Mirrored, dense
 from minimodel.problem import nan_last
 from minimodel.search.space import ravel, scales, size, unravel
 from minimodel.tree import Array, Tree
@@ -30,11 +31,11 @@ class Plan(Protocol):
     """What a search program is compiled for.
 
     law        of the numbers that are drawn: "normal", "uniform" or "cauchy"
-    mirrored   candidates 2j and 2j + 1 share their draws, one with the other sign
+    mirrored   candidates 2j and 2j + 1 are made of the same draws, on either side of the centre
     points     the draws come from this quasi-random sequence, on the host
     forms      each candidate has parameters of its own in memory
     centre     what the candidates lie around; ``read`` is what is to be used
-    width      how many numbers are drawn for a candidate
+    width      how many numbers are drawn for a candidate, or pair
     """
 
     @property
@@ -68,21 +69,31 @@ def told(plan: Plan, numbers: Any, rate: Any, state: State, draws: Array, fitnes
     """θ ← argmin J over {θ, candidates}, of equals the first; and the plan's own next state."""
     xp, fitness = backend.xp, nan_last(fitness)
     winner = xp.reshape(xp.argmin(fitness, axis=0), (1,))
-    found, least = formed(plan.place(numbers, state, xp.take(draws, winner, axis=0))), xp.min(fitness)
+    found, least = chosen(plan, numbers, state, draws, winner), xp.min(fitness)
     better = least < state.fitness
     best = tree.map(lambda old, new: xp.where(better, new[0, ...], old), state.best, found)
     own = plan.tell(numbers, rate, state, draws, fitness, backend)
     return State(best, xp.where(better, least, state.fitness), own)
 
 
+def chosen(plan: Plan, numbers: Any, state: State, draws: Array, which: Array) -> Tree:
+    """The candidates of these numbers (k,), formed."""
+    xp, twins = tree.space(draws), 2 if plan.mirrored else 1
+    found = formed(plan.place(numbers, state, xp.take(draws, which // twins, axis=0)))
+    if twins == 1:
+        return found
+    places = 2 * xp.arange(which.shape[0], dtype=which.dtype) + which % 2
+    return tree.map(lambda leaf: xp.take(leaf, places, axis=0), found)
+
+
 def formed(candidates: Tree) -> Tree:
-    """The candidates with every product of low rank formed."""
+    """The candidates, each with its own weights in memory."""
     return tuple(map(dense, candidates)) if is_params(candidates) else candidates
 
 
 def is_params(values: Tree) -> bool:
     """Whether these are layers, not a vector."""
-    return isinstance(values, tuple) and len(values) > 0 and isinstance(values[0], Layer | LowRank)
+    return isinstance(values, tuple) and len(values) > 0 and isinstance(values[0], Layer | LowRank | Mirrored)
 
 
 def unit(law: str, keys: Array, width: int, backend: Backend) -> Array:
@@ -108,16 +119,7 @@ class Plain:
         return size(like)
 
     def draw(self, keys: Array, like: Tree, backend: Backend) -> Array:
-        width = self.width(like)
-        if not self.mirrored:
-            return unit(self.law, keys, width, backend)
-        half = unit(self.law, keys[::2, :], width, backend)
-        pairs = backend.xp.stack([half, self.mirror(half, like)], axis=1)
-        return backend.xp.reshape(pairs, (-1, width))
-
-    def mirror(self, draws: Array, like: Tree) -> Array:
-        """The draws of each one's twin."""
-        return -draws
+        return unit(self.law, keys, self.width(like), backend)
 
     def tell(self, numbers: Any, rate: Any, state: State, draws: Array, fitness: Array, backend: Backend) -> Tree:
         return state.own

@@ -26,7 +26,7 @@ from minimodel.problem import (
     to_backend,
 )
 from minimodel.search import quasi, schedules
-from minimodel.search.plans import Plan, State, formed, told
+from minimodel.search.plans import Plan, State, chosen, formed, told
 from minimodel.search.space import ravel, unravel
 from minimodel.search.strategies import Strategy, check_strategy, hill_climbing
 from minimodel.tree import Array, Tree
@@ -257,7 +257,7 @@ def measured(candidates: Params, part: Rows, static: Static) -> Array:
     own = static.fitness not in (static.validation, error_rate)
     found = static.fitness(formed(candidates) if own else candidates, outputs, part.t)
     found = found if hasattr(found, "dtype") else xp.asarray(found)
-    if found.shape != (count := candidates[0].bias.shape[:1]):
+    if found.shape != (count := outputs.shape[:1]):
         raise ValueError(f"fitness: expected one number a candidate, {count}, got an array of shape {found.shape}")
     return found if found.dtype == xp.float32 else xp.astype(found, xp.float32)
 
@@ -273,27 +273,34 @@ def evolve(
 ) -> tuple[Search, Array]:
     """The generations of these numbers; the best fitness after each."""
     xp, plan, backend = static.backend.xp, static.plan, static.backend
-    chunk = chunk_size(static, given.part.x.shape[0])
+    parts, twins = static.population // chunk_size(static, given.part.x.shape[0]), 2 if plan.mirrored else 1
 
     def generation(search: Search, inputs: tuple[Array, Array | None, Array | None]) -> tuple[Search, Array]:
         (state, elite), (number, rate, draws) = search, inputs
         batch_key = random.fold_in(given.batch_key, number)
         common = given.part if static.batch_size is None or static.own_batches else drawn(batch_key, given.part, static)
 
-        def evaluate(carry: None, own: tuple[Array, Array, Array | None]) -> tuple[None, tuple[Array, Array]]:
-            keys, batch_keys, draws = backend.spread(own, 0)
-            draws = plan.draw(keys, state.best, backend) if draws is None else draws
-            part = drawn(batch_keys, given.part, static) if static.own_batches else common
-            return None, (draws, measured(plan.place(given.config, state, draws), part, static))
+        def evaluate(carry: None, own: tuple[Array, Array]) -> tuple[None, Array]:
+            draws, batch_keys = backend.spread(own, 0)
+            part = drawn(xp.repeat(batch_keys, twins, axis=0), given.part, static) if static.own_batches else common
+            return None, measured(plan.place(given.config, state, draws), part, static)
 
-        index = xp.arange(static.population, dtype=xp.uint32)
-        keys = random.fold_in(random.fold_in(given.key, number), index)
-        batch_keys = random.fold_in(batch_key, index // 2 if plan.mirrored else index)
-        if draws is None and static.population * plan.width(state.best) <= backend.room:  # few numbers: all at once
-            draws = plan.draw(keys, state.best, backend)
-        chunks = tree.map(lambda leaf: xp.reshape(leaf, (-1, chunk, *leaf.shape[1:])), (keys, batch_keys, draws))
-        found = backend.spread(backend.scan(evaluate, None, chunks)[1], None)
-        draws, fitness = tree.map(lambda leaf: xp.reshape(leaf, (-1, *leaf.shape[2:])), found)
+        def draw(carry: None, keys: Array) -> tuple[None, Array]:
+            return None, plan.draw(backend.spread(keys, 0), state.best, backend)
+
+        def in_parts(count: int, leaves: Tree) -> Tree:
+            return tree.map(lambda leaf: xp.reshape(leaf, (count, -1, *leaf.shape[1:])), leaves)
+
+        def whole(found: Array) -> Array:
+            return xp.reshape(backend.spread(found, None), (-1, *found.shape[2:]))
+
+        index = xp.arange(static.population // twins, dtype=xp.uint32)
+        if draws is None:  # by a scan of their own, else XLA would draw the same again for every layer
+            keys = random.fold_in(random.fold_in(given.key, number), index * twins)
+            few = keys.shape[0] * plan.width(state.best) <= backend.room
+            draws = whole(backend.scan(draw, None, in_parts(1 if few else parts, keys))[1])
+        batch_keys = random.fold_in(batch_key, index)
+        fitness = whole(backend.scan(evaluate, None, in_parts(parts, (draws, batch_keys)))[1])
         if elite is not None:
             elite = elite_of(elite, given, state, draws, nan_last(fitness), static)
         state = told(plan, given.config, rate, state, draws, fitness, backend)
@@ -314,7 +321,7 @@ def elite_of(elite: Elite, given: Given, state: State, draws: Array, fitness: Ar
     """The k best of the elite and the candidates; of equals the first."""
     xp, k = static.backend.xp, elite.fitness.shape[0]
     order = xp.argsort(fitness, stable=True)[: min(k, fitness.shape[0])]
-    found = formed(static.plan.place(given.config, state, xp.take(draws, order, axis=0)))
+    found = chosen(static.plan, given.config, state, draws, order)
     vectors = xp.concat([xp.reshape(leaf, (leaf.shape[0], -1)) for leaf in tree.leaves(found)], axis=1)
     both = xp.concat([elite.fitness, xp.take(fitness, order, axis=0)])
     first = xp.argsort(both, stable=True)[:k]

@@ -36,7 +36,7 @@ from minimodel.search.evolution import (
 from minimodel.search.low_rank import LowRankGradient
 from minimodel.search.optimizers import Optimizer, adam
 from minimodel.search.options import check_optimizer
-from minimodel.search.plans import Annealing, AnnealingNumbers, OneFifth, Plan, Sampling, Spread, State, told
+from minimodel.search.plans import Annealing, AnnealingNumbers, OneFifth, Plan, Sampling, Spread, State, formed, told
 from minimodel.search.rules import Averaged, Chain
 from minimodel.search.space import size
 from minimodel.search.subspace import Subspace
@@ -44,7 +44,7 @@ from minimodel.tree import Array, Tree
 
 
 class Asked(NamedTuple):
-    """What was drawn for each candidate, and the candidates, with their axis in front."""
+    """What was drawn for each candidate, or mirrored pair, and the candidates, with their axis in front."""
 
     draws: Array
     params: Tree
@@ -77,9 +77,10 @@ class Strategy(NamedTuple):
             own, law = backend.to_numpy(key), self.plan.law
             draws = backend.asarray(quasi.points(self.plan.points, law, own, population, size(state.best)))
         else:
-            numbers = backend.asarray(np.arange(population, dtype=np.uint32))
+            numbers = backend.asarray(np.arange(0, population, 2 if self.plan.mirrored else 1, dtype=np.uint32))
             draws = self.plan.draw(random.fold_in(key, numbers), state.best, backend)
-        return Asked(draws, self.plan.place(self._numbers(state.best, backend), state, draws))
+        candidates = self.plan.place(self._numbers(state.best, backend), state, draws)
+        return Asked(draws, formed(candidates) if self.plan.forms else candidates)
 
     def tell(
         self, state: State, asked: Asked, fitness: Any, *, rate: Any = None, backend: str | Backend = "numpy"
@@ -91,8 +92,9 @@ class Strategy(NamedTuple):
             rate = self.schedule(np.arange(1), schedules.Run(1))[0]
         rate = None if rate is None else backend.xp.asarray(rate, dtype=dtype)
         found = backend.xp.asarray(fitness, dtype=dtype)
-        if found.shape != asked.draws.shape[:1]:
-            raise ValueError(f"fitness: expected one number a candidate, {asked.draws.shape[:1]}, got {found.shape}")
+        count = (asked.draws.shape[0] * (2 if self.plan.mirrored else 1),)
+        if found.shape != count:
+            raise ValueError(f"fitness: expected one number a candidate, {count}, got {found.shape}")
         return told(self.plan, self._numbers(state.best, backend), rate, state, asked.draws, found, backend)
 
     def read(self, state: State) -> Tree:
