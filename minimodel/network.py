@@ -119,13 +119,21 @@ def affine(layer: Layer | LowRank | Mirrored, x: Array) -> Array:
         middle, z = affine(Layer(layer.weight, layer.bias), x), both(affine(layer.change, x))
         z += middle if middle.ndim == 2 else namespace(middle).repeat(middle, 2, axis=0)
         return z
-    z = x @ layer.weight
+    z = _product(x, layer.weight)
     if isinstance(layer, LowRank):
         change = _through(x, layer.a) @ layer.b if layer.a.shape[-1] > 1 else _through(x, layer.a) * layer.b
         change += z
         z = change
     z += layer.bias[..., None, :]
     return z
+
+
+def _product(x: Array, weight: Array) -> Array:
+    """x·W; of members with rows of their own and one weight all rows at once."""
+    if x.ndim == 2 or weight.ndim > 2:
+        return x @ weight
+    xp = namespace(x, weight)
+    return xp.reshape(xp.reshape(x, (-1, x.shape[-1])) @ weight, (*x.shape[:-1], weight.shape[-1]))
 
 
 def _through(x: Array, a: Array) -> Array:

@@ -295,10 +295,11 @@ def evolve(
             return xp.reshape(backend.spread(found, None), (-1, *found.shape[2:]))
 
         index = xp.arange(static.population // twins, dtype=xp.uint32)
-        if draws is None:  # by a scan of their own, else XLA would draw the same again for every layer
+        if draws is None:
             keys = random.fold_in(random.fold_in(given.key, number), index * twins)
-            few = keys.shape[0] * plan.width(state.best) <= backend.room
-            draws = whole(backend.scan(draw, None, in_parts(1 if few else parts, keys))[1])
+            few = keys.shape[0] * plan.width(state.best) <= backend.room and keys.shape[0] % 2 == 0
+            # By a loop of their own, which one step is not: else XLA would draw the same again for every layer.
+            draws = whole(backend.scan(draw, None, in_parts(2 if few else parts, keys))[1])
         batch_keys = random.fold_in(batch_key, index)
         fitness = whole(backend.scan(evaluate, None, in_parts(parts, (draws, batch_keys)))[1])
         if elite is not None:
