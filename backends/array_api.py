@@ -39,6 +39,7 @@ def make(variant: str | None = None, *, xp: Any = None, debug: bool = False) -> 
         packs=2**16,
         keeps=HOST_KEEPS,
         room=2**19,  # 2 MiB, the cache of one core
+        columns=False,
         jit=functools.partial(poisoning_jit if debug else eager_jit, xp),
         scan=functools.partial(scan, xp, debug),
         spread=lambda values, axis: values,

@@ -24,6 +24,7 @@ class Backend:
     keeps            parameters of a population that are trained at once, for an epoch: on a processor as many as stay
                      in the cache; elsewhere all
     room             floats that are worked on at once where work comes in parts: as many as stay in the cache
+    columns          candidates of a search are evaluated with their rows along the last axis, where that is faster
     jit              (fn, static=(), donate=()) -> fn compiled; arguments are named, fn is a module-level
                      function (results are cached by it), donated arguments are consumed, and NumPy arrays among
                      the others come over by themselves, which costs less than asarray: leave them as they are
@@ -48,6 +49,7 @@ class Backend:
     packs: int
     keeps: int
     room: int
+    columns: bool
     jit: Callable[..., Callable[..., Any]]
     scan: Callable[[Callable[..., Any], Tree, Tree], tuple[Tree, Tree]]
     spread: Callable[[Tree, int | None], Tree]

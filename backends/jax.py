@@ -16,7 +16,8 @@ from minimodel.backends.interface import Backend, check_integer_matmul, scan_len
 from minimodel.tree import Array, Tree
 
 PRECISIONS = ("highest", "high", "default")
-HOST_ROOM, DEVICE_ROOM = 2**22, 2**28  # 16 MiB, which all cores share; 1 GiB of an accelerator
+HOST_ROOM, DEVICE_ROOM = 2**21, 2**28  # 8 MiB for each lane of the cache that cores share; 1 GiB of an accelerator
+LANES = 2  # steps of a loop on the host that run side by side
 ALL = 2**62  # parameters: an accelerator keeps none in a cache, and parts would hold the state twice
 
 
@@ -44,8 +45,9 @@ def make(variant: str | None = None, *, precision: str = "highest") -> Backend:
         packs=0,
         keeps=array_api.HOST_KEEPS if on_host else ALL,
         room=HOST_ROOM if on_host else DEVICE_ROOM,
+        columns=on_host,
         jit=functools.cache(functools.partial(jit, placed, precision)),
-        scan=scan,
+        scan=functools.partial(scan, LANES if on_host else 1),
         spread=functools.partial(spread, devices),
         take=take,
         random_bits=random_bits,
@@ -92,10 +94,11 @@ def jit(
     return call
 
 
-def scan(step: Callable[..., Any], carry: Tree, xs: Tree) -> tuple[Tree, Tree]:
-    """One XLA loop."""
-    scan_length(xs)
-    return lax.scan(step, carry, xs)
+def scan(lanes: int, step: Callable[..., Any], carry: Tree, xs: Tree) -> tuple[Tree, Tree]:
+    """One XLA loop. Steps that need nothing of those before run side by side, so many of them: within a loop XLA uses
+    one core for all that is not a product. A loop is left, in which nothing is computed twice."""
+    long = scan_length(xs) >= 2 * lanes
+    return lax.scan(step, carry, xs, unroll=lanes if long and not jax.tree.leaves(carry) else 1)
 
 
 def spread(devices: list[Any], values: Tree, axis: int | None) -> Tree:

@@ -130,10 +130,12 @@ ROWS = (
         searched("small-numpy", "hill climbing", "nevergrad OnePlusOne"), 3.0, needs="nevergrad"),
     Row("random search, JAX: evosax Open_ES / ours", "search",
         searched("small-jax", "open es", "evosax Open_ES"), 1.2, needs="evosax"),
-    Row(f"{LARGE_TEXT}, JAX: full-rank ES / low-rank ES", "search",
-        searched("large-jax", "low-rank es", "open es"), 10.0),
-    Row(f"{LARGE_TEXT}, NumPy: full-rank ES / low-rank ES", "search",
-        searched("large-numpy", "low-rank es", "open es"), 10.0),
+    *(
+        Row(f"{LARGE_TEXT}, {text}: full-rank ES / low-rank ES, {draws}", "search",
+            searched(f"large{kind}-{name}", "low-rank es", "open es"), target)
+        for kind, draws, target in (("-single", "single draws", 10.0), ("", "mirrored pairs", None))
+        for name, text in (("jax", "JAX"), ("numpy", "NumPy"))
+    ),
     *(
         Row(f"{text}, JAX: a generation / its products", "search",
             searched(f"floor-{size}", "bare products", "open es"), 1.5, most=True)

@@ -1,7 +1,8 @@
 """Random search side by side with nevergrad and evosax: candidates a second on the same network, rows and fitness.
 
-Also low rank against full rank, and a generation against the bare forward products of its population. Whole calls are
-timed, from checking the data to the model, after one that compiles.
+Also low rank against full rank, with mirrored pairs, which in full rank share their first products, and with single
+draws; and a generation against the bare forward products of its population. Whole calls are timed, from checking the
+data to the model, after one that compiles.
 """
 
 from collections.abc import Callable
@@ -60,6 +61,7 @@ def tables() -> dict[str, tuple[dict[str, Callable[[], Case]], dict[str, int]]]:
     data = {"small": (digits, SMALL, POPULATIONS["small"]), "large": (wide, LARGE, POPULATIONS["large"])}
     s = mm.strategies
     full, low = {"open es": s.open_es()}, {"low-rank es": s.low_rank_es()}
+    single = {"low-rank es": s.low_rank_es(antithetic=False), "open es": s.open_es(antithetic=False)}
     others = {"gaussian": s.gaussian(), "hill climbing": s.hill_climbing()}
 
     def of(size: str, backend: str, strategies: dict[str, Strategy]) -> dict[str, Callable[[], Case]]:
@@ -72,6 +74,8 @@ def tables() -> dict[str, tuple[dict[str, Callable[[], Case]], dict[str, int]]]:
         "small-jax": of("small", "jax", full) | (evo if installed("evosax") else {}),
         "large-numpy": of("large", "numpy", low | full),
         "large-jax": of("large", "jax", low | full),
+        "large-single-numpy": of("large", "numpy", single),
+        "large-single-jax": of("large", "jax", single),
         "floor-small": of("small", "jax", full) | {"bare products": partial(products, *data["small"])},
         "floor-large": of("large", "jax", full) | {"bare products": partial(products, *data["large"])},
     }
@@ -158,7 +162,7 @@ def evosax(data: mm.Splits) -> Case:
 
 def products(data: mm.Splits, sizes: tuple[int, ...], population: int) -> Case:
     """The forward products of every candidate of every generation, each with weights of its own, and nothing else, in
-    chunks of as many candidates as ours."""
+    chunks of as many candidates as is fastest."""
     import jax
 
     rows, chunk = len(data.train.x), {"small": 8, "large": 1}["small" if sizes == SMALL else "large"]

@@ -88,12 +88,13 @@ class Network:
         run = backend.jit(_init, static=("network", "backend"))
         return run(backend.asarray(key), network=self, backend=backend)
 
-    def apply(self, params: Params, x: Array) -> Array:
-        """The raw outputs (*population, batch, out) of inputs (batch, in) or (*population, batch, in)."""
-        check(self, params, x)
+    def apply(self, params: Params, x: Array, *, columns: bool = False) -> Array:
+        """The raw outputs (*population, batch, out) of inputs (batch, in) or (*population, batch, in); with
+        ``columns`` the rows are columns, and the outputs (*population, out, batch)."""
+        check(self, params, x.mT if columns else x)
         for layer in params[:-1]:
-            x = self.functions.value(affine(layer, x))
-        return affine(params[-1], x)
+            x = self.functions.value(affine(layer, x, columns))
+        return affine(params[-1], x, columns)
 
 
 def _init(key: Array, *, network: Network, backend: Backend) -> Params:
@@ -109,15 +110,22 @@ def _init(key: Array, *, network: Network, backend: Backend) -> Params:
     return tuple(params)
 
 
-def affine(layer: Layer | LowRank | Mirrored, x: Array) -> Array:
+def affine(layer: Layer | LowRank | Mirrored, x: Array, columns: bool = False) -> Array:
     """x·W + b; of a low rank x·W + (x·a)·b, of which members that share x share the first product.
 
-    Mirrored members must share x: (batch, in), or (2·pairs, batch, in) with the same rows twice.
+    Mirrored members must share x: (batch, in), or (2·pairs, batch, in) with the same rows twice. With ``columns`` x is
+    (…, in, batch) and the result (…, out, batch).
     """
+    if columns and isinstance(layer, LowRank):
+        return affine(layer, x.mT).mT
     if isinstance(layer, Mirrored):
         x = x[::2, ...] if x.ndim > 2 else x
-        middle, z = affine(Layer(layer.weight, layer.bias), x), both(affine(layer.change, x))
+        middle, z = affine(Layer(layer.weight, layer.bias), x, columns), both(affine(layer.change, x, columns))
         z += middle if middle.ndim == 2 else namespace(middle).repeat(middle, 2, axis=0)
+        return z
+    if columns:
+        z = layer.weight.mT @ x
+        z += layer.bias[..., None]
         return z
     z = _product(x, layer.weight)
     if isinstance(layer, LowRank):

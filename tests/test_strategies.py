@@ -349,6 +349,23 @@ def test_quasi_random_points_are_spread_evenly(sequence, oracle):
     assert (found[0] != found[1]).all()
 
 
+# Layers of candidates.
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["shared x", "own x"])
+@pytest.mark.parametrize("name", ["open_es", "low_rank_es", "hill_climbing"])
+def test_rows_as_columns_change_nothing(name, own, backend):
+    """The outputs of x transposed, transposed."""
+    strategy, x = getattr(strategies, name)(), np.random.default_rng(0).normal(size=(4, 7, 4)).astype(np.float32)
+    state = strategy.init(params(), backend=backend)
+    draws = strategy.ask(state, KEY, 4, backend=backend).draws
+    placed = strategy.plan.place(strategy._numbers(state.best, backend), state, draws)
+    x = backend.asarray(x[[0, 0, 2, 2]] if own else x[0])
+    found, expected = NETWORK.apply(placed, x.mT, columns=True).mT, NETWORK.apply(placed, x)
+    assert found.shape == (4, 7, NETWORK.layer_sizes[-1])
+    np.testing.assert_allclose(backend.to_numpy(found), backend.to_numpy(expected), rtol=1e-5, atol=1e-6)
+
+
 # Low rank.
 
 

@@ -253,7 +253,11 @@ def begin(params: Params, given: Given, *, static: Static, keep: int | None) -> 
 
 def measured(candidates: Params, part: Rows, static: Static) -> Array:
     """The fitness of every candidate. Only a function of the user's own may look at the parameters."""
-    xp, outputs = static.backend.xp, static.network.apply(candidates, part.x)
+    xp, network = static.backend.xp, static.network
+    if static.backend.columns and static.plan.forms:
+        outputs = network.apply(candidates, part.x.mT, columns=True).mT
+    else:
+        outputs = network.apply(candidates, part.x)
     own = static.fitness not in (static.validation, error_rate)
     found = static.fitness(formed(candidates) if own else candidates, outputs, part.t)
     found = found if hasattr(found, "dtype") else xp.asarray(found)
