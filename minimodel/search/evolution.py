@@ -167,8 +167,8 @@ class Gradient(Plain):
         changes = unravel(state.best, changes)
         if not is_params(mean):
             return mean + both(changes)
-        inner = tree.map(lambda leaf, change: leaf + both(change), mean[1:], changes[1:])
-        return (Mirrored(*mean[0], changes[0]), *inner)
+        first = Mirrored(mean[0].weight, mean[0].bias, changes[0])
+        return (first, *tree.map(lambda leaf, change: leaf + both(change), mean[1:], changes[1:]))
 
     def gradient(self, numbers: GradientNumbers, state: State, draws: Array, weights: Array) -> Tree:
         """Σ wᵢεᵢ/σ, as layers; w are the ranks over P, of a pair their difference."""
