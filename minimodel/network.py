@@ -123,16 +123,12 @@ def affine(layer: Layer | LowRank | Mirrored, x: Array, columns: bool = False) -
         middle, z = affine(Layer(layer.weight, layer.bias), x, columns), both(affine(layer.change, x, columns))
         z += middle if middle.ndim == 2 else namespace(middle).repeat(middle, 2, axis=0)
         return z
-    if columns:
-        z = layer.weight.mT @ x
-        z += layer.bias[..., None]
-        return z
-    z = _product(x, layer.weight)
+    z = layer.weight.mT @ x if columns else _product(x, layer.weight)
     if isinstance(layer, LowRank):
         change = _through(x, layer.a) @ layer.b if layer.a.shape[-1] > 1 else _through(x, layer.a) * layer.b
         change += z
         z = change
-    z += layer.bias[..., None, :]
+    z += layer.bias[..., None] if columns else layer.bias[..., None, :]
     return z
 
 

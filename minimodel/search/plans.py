@@ -76,13 +76,18 @@ def told(plan: Plan, numbers: Any, rate: Any, state: State, draws: Array, fitnes
     return State(best, xp.where(better, least, state.fitness), own)
 
 
+def twins(plan: Plan) -> int:
+    """How many candidates are made of the same draws."""
+    return 2 if plan.mirrored else 1
+
+
 def chosen(plan: Plan, numbers: Any, state: State, draws: Array, which: Array) -> Tree:
     """The candidates of these numbers (k,), formed."""
-    xp, twins = tree.space(draws), 2 if plan.mirrored else 1
-    found = formed(plan.place(numbers, state, xp.take(draws, which // twins, axis=0)))
-    if twins == 1:
+    xp, each = tree.space(draws), twins(plan)
+    found = formed(plan.place(numbers, state, xp.take(draws, which // each, axis=0)))
+    if each == 1:
         return found
-    places = 2 * xp.arange(which.shape[0], dtype=which.dtype) + which % 2
+    places = each * xp.arange(which.shape[0], dtype=which.dtype) + which % each
     return tree.map(lambda leaf: xp.take(leaf, places, axis=0), found)
 
 

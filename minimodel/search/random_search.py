@@ -26,7 +26,7 @@ from minimodel.problem import (
     to_backend,
 )
 from minimodel.search import quasi, schedules
-from minimodel.search.plans import Plan, State, chosen, formed, told
+from minimodel.search.plans import Plan, State, chosen, formed, told, twins
 from minimodel.search.space import ravel, unravel
 from minimodel.search.strategies import Strategy, check_strategy, hill_climbing
 from minimodel.tree import Array, Tree
@@ -277,7 +277,7 @@ def evolve(
 ) -> tuple[Search, Array]:
     """The generations of these numbers; the best fitness after each."""
     xp, plan, backend = static.backend.xp, static.plan, static.backend
-    parts, twins = static.population // chunk_size(static, given.part.x.shape[0]), 2 if plan.mirrored else 1
+    parts, each = static.population // chunk_size(static, given.part.x.shape[0]), twins(plan)
 
     def generation(search: Search, inputs: tuple[Array, Array | None, Array | None]) -> tuple[Search, Array]:
         (state, elite), (number, rate, draws) = search, inputs
@@ -286,7 +286,7 @@ def evolve(
 
         def evaluate(carry: None, own: tuple[Array, Array]) -> tuple[None, Array]:
             draws, batch_keys = backend.spread(own, 0)
-            part = drawn(xp.repeat(batch_keys, twins, axis=0), given.part, static) if static.own_batches else common
+            part = drawn(xp.repeat(batch_keys, each, axis=0), given.part, static) if static.own_batches else common
             return None, measured(plan.place(given.config, state, draws), part, static)
 
         def draw(carry: None, keys: Array) -> tuple[None, Array]:
@@ -298,9 +298,9 @@ def evolve(
         def whole(found: Array) -> Array:
             return xp.reshape(backend.spread(found, None), (-1, *found.shape[2:]))
 
-        index = xp.arange(static.population // twins, dtype=xp.uint32)
+        index = xp.arange(static.population // each, dtype=xp.uint32)
         if draws is None:
-            keys = random.fold_in(random.fold_in(given.key, number), index * twins)
+            keys = random.fold_in(random.fold_in(given.key, number), index * each)
             few = keys.shape[0] * plan.width(state.best) <= backend.room and keys.shape[0] % 2 == 0
             # By a loop of their own, which one step is not: else XLA would draw the same again for every layer.
             draws = whole(backend.scan(draw, None, in_parts(2 if few else parts, keys))[1])
@@ -339,7 +339,7 @@ def chunk_size(static: Static, rows: int) -> int:
     floats = (static.batch_size or rows) * max(static.network.layer_sizes[1:])
     floats = max(floats, static.network.parameters) if static.plan.forms else floats
     most = max(1, static.backend.room // floats) * len(static.backend.devices)
-    unit = 2 if static.plan.mirrored else 1
+    unit = twins(static.plan)
     sizes = [size for size in range(unit, static.population + 1, unit) if static.population % size == 0]
     shared = [size for size in sizes if size % (unit * len(static.backend.devices)) == 0]
     return max((size for size in shared or sizes if size <= most), default=(shared or sizes)[0])

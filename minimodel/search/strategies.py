@@ -36,7 +36,18 @@ from minimodel.search.evolution import (
 from minimodel.search.low_rank import LowRankGradient
 from minimodel.search.optimizers import Optimizer, adam
 from minimodel.search.options import check_optimizer
-from minimodel.search.plans import Annealing, AnnealingNumbers, OneFifth, Plan, Sampling, Spread, State, formed, told
+from minimodel.search.plans import (
+    Annealing,
+    AnnealingNumbers,
+    OneFifth,
+    Plan,
+    Sampling,
+    Spread,
+    State,
+    formed,
+    told,
+    twins,
+)
 from minimodel.search.rules import Averaged, Chain
 from minimodel.search.space import size
 from minimodel.search.subspace import Subspace
@@ -77,7 +88,7 @@ class Strategy(NamedTuple):
             own, law = backend.to_numpy(key), self.plan.law
             draws = backend.asarray(quasi.points(self.plan.points, law, own, population, size(state.best)))
         else:
-            numbers = backend.asarray(np.arange(0, population, 2 if self.plan.mirrored else 1, dtype=np.uint32))
+            numbers = backend.asarray(np.arange(0, population, twins(self.plan), dtype=np.uint32))
             draws = self.plan.draw(random.fold_in(key, numbers), state.best, backend)
         candidates = self.plan.place(self._numbers(state.best, backend), state, draws)
         return Asked(draws, formed(candidates) if self.plan.forms else candidates)
@@ -92,7 +103,7 @@ class Strategy(NamedTuple):
             rate = self.schedule(np.arange(1), schedules.Run(1))[0]
         rate = None if rate is None else backend.xp.asarray(rate, dtype=dtype)
         found = backend.xp.asarray(fitness, dtype=dtype)
-        count = (asked.draws.shape[0] * (2 if self.plan.mirrored else 1),)
+        count = (asked.draws.shape[0] * twins(self.plan),)
         if found.shape != count:
             raise ValueError(f"fitness: expected one number a candidate, {count}, got {found.shape}")
         return told(self.plan, self._numbers(state.best, backend), rate, state, asked.draws, found, backend)
