@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from contextvars import ContextVar
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
@@ -73,11 +73,20 @@ def same(old: list[Any], new: list[Any]) -> bool:
     return len(old) == len(new) and all(a is b for a, b in zip(old, new, strict=True))
 
 
+class Work(NamedTuple):
+    """Calls that fill a buffer from others."""
+
+    calls: list[Callable[[], Any]]
+    target: np.ndarray
+    sources: Any
+
+
 class Tape:
-    """The calls of one step, and the buffers where its carry, its input and its results lie."""
+    """The work of one step, and the buffers where its carry, its input and its results lie."""
 
     def __init__(self) -> None:
-        self.calls: list[Callable[[], Any]] = []
+        self.work: list[Work] = []
+        self.calls: list[Callable[[], Any]] = []  # of the work that is needed
         self.free: dict[Any, list[np.ndarray]] = defaultdict(list)  # buffers that no later call will read
         self.carry: Tree = None
         self.x: Tree = None
@@ -95,8 +104,30 @@ class Tape:
         unused = self.free[result.shape, result.dtype]
         buffer = unused.pop() if unused else np.empty_like(result, order="C")
         buffer[...] = result
-        self.calls += into(buffer, fn, plain, named)
+        self.work.append(Work(into(buffer, fn, plain, named), buffer, (plain, tuple(named.values()))))
         return Temporary(buffer, self)
+
+    def finish(self, results: list[np.ndarray]) -> None:
+        """Keep the calls that the results, or what they were made of, go back to, such as not a gradient beside a loss
+        that alone is wanted."""
+        needed, kept = owners(results), []
+        for work in reversed(self.work):
+            if owners(work.target) & needed:
+                needed |= owners(work.sources)
+                kept.append(work.calls)
+        self.calls = [call for calls in reversed(kept) for call in calls]
+
+
+def owners(values: Any) -> set[int]:
+    """In whose memory the arrays lie: their own, or that of those they are views of."""
+    if isinstance(values, tuple | list):
+        return set().union(*map(owners, values))
+    if not isinstance(values, np.ndarray):
+        return set()
+    whole: Any = values
+    while getattr(whole, "base", None) is not None:  # NumPy puts other objects between some views and their array
+        whole = whole.base
+    return {id(whole)}
 
 
 def into(buffer: np.ndarray, fn: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> list[Callable[[], Any]]:
@@ -179,12 +210,14 @@ class Recorded(NDArrayOperatorsMixin):
         if method != "__call__":
             raise TypeError("only calls of ufuncs are recorded")
         target = out[0] if out else None
+        if isinstance(target, np.ndarray) and target is not inputs[0]:
+            raise TypeError("a result is not recorded in an array from outside the step")
         # Scalars are not changed in place, and a constant must be the same in the next step: both get a new buffer.
         if not isinstance(target, Recorded) or target.ndim == 0:
             return self.tape.call(ufunc, *inputs, **kwargs)
         call = write(ufunc, raw(inputs), kwargs, target.value)
         call()
-        self.tape.calls.append(call)
+        self.tape.work.append(Work([call], target.value, raw(inputs)))
         return target
 
 
@@ -219,11 +252,13 @@ def record(step: Callable[..., Any], carry: Tree, x: Tree) -> Tape | None:
         if not any(np.shares_memory(result, slot) for slot, _ in moved):
             return result
         copy = np.array(result)
-        tape.calls.append(partial(np.copyto, copy, result))
+        tape.work.append(Work([partial(np.copyto, copy, result)], copy, result))
         return copy
 
     tape.ys = tree.map(held, y)
-    tape.calls += [partial(np.copyto, slot, source) for slot, source in [(s, held(result)) for s, result in moved]]
+    for slot, source in [(s, held(result)) for s, result in moved]:
+        tape.work.append(Work([partial(np.copyto, slot, source)], slot, source))
+    tape.finish([*slots, *tree.leaves(tape.ys)])
     for slot, leaf in zip(slots, tree.leaves(carry), strict=True):
         np.copyto(slot, leaf)
     return tape

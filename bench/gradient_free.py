@@ -25,13 +25,20 @@ def digits_cases() -> dict[str, tuple[Strategy, int]]:
         "gaussian": (s.gaussian(1.0), 100),
         "cauchy": (s.cauchy(0.2), 100),
         "gaussian, sobol": (s.gaussian(1.0, points="sobol"), 1024),
+        "gaussian, halton": (s.gaussian(1.0, points="halton"), 1000),
+        "gaussian, latin hypercube": (s.gaussian(1.0, points="latin_hypercube"), 1000),
         "hill climbing": (s.hill_climbing(0.15), 20),
+        "hill climbing, cauchy": (s.hill_climbing(0.005, law="cauchy"), 20),
         "one plus one": (s.one_plus_one(0.15), 10),
         "mu, lambda": (s.mu_lambda(0.15), 100),
         "simulated annealing": (s.simulated_annealing(0.1, temperature=0.003, cooling=0.998), 10),
         "snes": (s.snes(0.5), 50),
         "sep-cma-es": (s.sep_cma_es(0.5), 50),
         "snes, 200 dimensions": (s.subspace(s.snes(0.5), 200, seed=0), 50),
+        "open es, 200 dimensions, redrawn": (
+            s.subspace(s.open_es(0.3, optimizer=mm.optimizers.sgd(cosine(1.0))), 200, seed=0, redraw=True),
+            100,
+        ),
         "open es": (s.open_es(0.3, optimizer=adam(cosine(0.03))), 100),
         "low-rank es": (s.low_rank_es(0.6, optimizer=adam(cosine(0.03))), 100),
     }
@@ -72,7 +79,7 @@ def main() -> None:
         last = [100 * np.array([run["points"][-1][part] for run in runs]) for part in ("test", "validation")]
         test, held = map(plus_minus, last)
         seconds = np.median([run["seconds"] for run in runs])
-        print(f"{name:<22} test {test} %   validation {held} %   {seconds:6.1f} s", flush=True)
+        print(f"{name:<33} test {test} %   validation {held} %   {seconds:6.1f} s", flush=True)
     settings = {"data": Path(options.data).name, "layer_sizes": network.layer_sizes, "evaluations": evaluations}
     settings |= {} if small else {name: vars(options)[name] for name in ("sigma", "rate", "population", "batch_size")}
     if options.plot:
@@ -112,7 +119,7 @@ def draw(results: dict[str, Any], title: str, path: Path) -> None:
         x = [point["evaluations"] for point in found["runs"][0]["points"]]
         y = 100 * np.array([[point["test"] for point in run["points"]] for run in found["runs"]])
         mean, error = y.mean(axis=0), y.std(axis=0, ddof=min(1, len(y) - 1)) / np.sqrt(len(y))
-        line = axes.plot(x, mean, ("-", "--", ":")[i // 5], label=name)[0]
+        line = axes.plot(x, mean, ("-", "--", ":", "-.")[i // 5], label=name)[0]
         axes.fill_between(x, mean - error, mean + error, color=line.get_color(), alpha=0.2, linewidth=0)
     axes.set(xscale="log", xlabel="candidates evaluated", ylabel="test accuracy, %", title=title)
     axes.legend(fontsize=8, loc="upper left")

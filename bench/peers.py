@@ -125,9 +125,9 @@ ROWS = (
         for name in ("784-256-256-10", "784-512-512-10", "784-1024-1024-10")
     ),
     Row("random search, NumPy: nevergrad RandomSearch / ours", "search",
-        searched("small-numpy", "gaussian", "nevergrad RandomSearch"), 3.0, needs="nevergrad"),
+        searched("small-numpy-afresh", "gaussian", "nevergrad RandomSearch"), 3.0, needs="nevergrad"),
     Row("random search, NumPy: nevergrad OnePlusOne / ours", "search",
-        searched("small-numpy", "hill climbing", "nevergrad OnePlusOne"), 3.0, needs="nevergrad"),
+        searched("small-numpy-around", "hill climbing", "nevergrad OnePlusOne"), 3.0, needs="nevergrad"),
     Row("random search, JAX: evosax Open_ES / ours", "search",
         searched("small-jax", "open es", "evosax Open_ES"), 1.2, needs="evosax"),
     *(

@@ -62,15 +62,16 @@ def tables() -> dict[str, tuple[dict[str, Callable[[], Case]], dict[str, int]]]:
     s = mm.strategies
     full, low = {"open es": s.open_es()}, {"low-rank es": s.low_rank_es()}
     single = {"low-rank es": s.low_rank_es(antithetic=False), "open es": s.open_es(antithetic=False)}
-    others = {"gaussian": s.gaussian(), "hill climbing": s.hill_climbing()}
 
     def of(size: str, backend: str, strategies: dict[str, Strategy]) -> dict[str, Callable[[], Case]]:
         return {name: partial(ours, *data[size], backend, strategy) for name, strategy in strategies.items()}
 
-    peers = {f"nevergrad {name}": partial(nevergrad, digits, name) for name in ("RandomSearch", "OnePlusOne")}
+    one_by_one = {f"nevergrad {name}": partial(nevergrad, digits, name) for name in ("RandomSearch", "OnePlusOne")}
+    far, near = ({name: make} if installed("nevergrad") else {} for name, make in one_by_one.items())
     evo = {"evosax Open_ES": partial(evosax, digits)}
     found = {
-        "small-numpy": of("small", "numpy", others | full) | (peers if installed("nevergrad") else {}),
+        "small-numpy-afresh": of("small", "numpy", {"gaussian": s.gaussian()}) | far,
+        "small-numpy-around": of("small", "numpy", {"hill climbing": s.hill_climbing()}) | near,
         "small-jax": of("small", "jax", full) | (evo if installed("evosax") else {}),
         "large-numpy": of("large", "numpy", low | full),
         "large-jax": of("large", "jax", low | full),
@@ -82,7 +83,7 @@ def tables() -> dict[str, tuple[dict[str, Callable[[], Case]], dict[str, int]]]:
 
     def candidates(table: str, case: str) -> int:
         size = "large" if "large" in table else "small"
-        return PEER_BUDGET if case in peers else GENERATIONS * POPULATIONS[size]
+        return PEER_BUDGET if case in one_by_one else GENERATIONS * POPULATIONS[size]
 
     return {name: (cases, {case: candidates(name, case) for case in cases}) for name, cases in found.items()}
 

@@ -84,6 +84,8 @@ def prepare(
 
     Without a loss, labels mean softmax cross-entropy and other targets the mean squared error.
     """
+    if not isinstance(network, Network):
+        raise TypeError(f"network: expected a Network, Network((64, 32, 10)) say, got {network!r:.80}")
     if not isinstance(data, Splits | Stream):
         raise TypeError(
             f"data: expected Splits or a Stream, got {type(data).__name__}; datasets.split(x, y, seed=…) makes them"

@@ -106,7 +106,15 @@ def test_search_beside_its_peers(monkeypatch, tmp_path, capsys):
         monkeypatch.setattr(search, name, value)
     monkeypatch.setattr(search, "PEER_BUDGET", 4)
     found = run(search, monkeypatch, tmp_path, "--repeats", "1")["results"]
-    tables = "small-numpy", "small-jax", "large-numpy", "large-jax", "large-single-numpy", "large-single-jax"
+    tables = (
+        "small-numpy-afresh",
+        "small-numpy-around",
+        "small-jax",
+        "large-numpy",
+        "large-jax",
+        "large-single-numpy",
+        "large-single-jax",
+    )
     assert {*tables, "floor-small", "floor-large"} == set(found)
     assert all(row["candidates_a_second"] > 0 for table in found.values() for row in table.values())
     assert "times ours" in capsys.readouterr().out

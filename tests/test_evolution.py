@@ -345,9 +345,9 @@ def evaluations(strategy, function, start, target, most, population, seed=0):
     return math.inf
 
 
-def evaluations_of_cmaes(cmaes, function, start, sigma, target, most, population, seed):
+def evaluations_of_cmaes(kind, function, start, sigma, target, most, population, seed):
     """The same of cmaes."""
-    peer = cmaes.SepCMA(mean=start.copy(), sigma=sigma, seed=seed, population_size=population)
+    peer = kind(mean=start.copy(), sigma=sigma, seed=seed, population_size=population)
     for generation in range(most // population):
         found = np.stack([peer.ask() for _ in range(population)])
         fitness = function(found)
@@ -371,7 +371,7 @@ def test_separable_cma_needs_as_many_evaluations_as_that_of_cmaes(function, star
     cmaes = oracle("cmaes")
     options = {"target": target, "most": 10_000, "population": population}
     ours = [evaluations(strategies.sep_cma_es(sigma), function, start, seed=seed, **options) for seed in range(3)]
-    theirs = [evaluations_of_cmaes(cmaes, function, start, sigma, seed=seed, **options) for seed in range(3)]
+    theirs = [evaluations_of_cmaes(cmaes.SepCMA, function, start, sigma, seed=seed, **options) for seed in range(3)]
     assert median(ours) < math.inf
     assert 0.75 * median(theirs) < median(ours) < 1.33 * median(theirs)
 
@@ -387,33 +387,47 @@ def test_the_one_fifth_rule_is_nearly_as_fast_as_any():
     assert 0.9 * fastest < median(runs) < 1.5 * fastest
 
 
+# How many evaluations they took when this was written, the median of three seeds.
 CONVERGES = {
-    "hill_climbing sphere": (strategies.hill_climbing(0.1), sphere, np.full(4, 1.0), 1e-2, 4_000),
-    "one_plus_one rosenbrock": (strategies.one_plus_one(0.3), rosenbrock, np.full(4, 0.0), 1e-2, 60_000),
-    "mu_lambda sphere": (strategies.mu_lambda(0.3), sphere, np.full(10, 1.0), 1e-8, 10_000),
-    "mu_lambda rosenbrock": (strategies.mu_lambda(0.3), rosenbrock, np.full(4, 0.0), 0.5, 20_000),
+    "hill_climbing sphere": (strategies.hill_climbing(0.1), sphere, np.full(4, 1.0), 1e-2, 260),
+    "one_plus_one rosenbrock": (strategies.one_plus_one(0.3), rosenbrock, np.full(4, 0.0), 1e-2, 26_200),
+    "mu_lambda sphere": (strategies.mu_lambda(0.3), sphere, np.full(10, 1.0), 1e-8, 1_380),
+    "mu_lambda rosenbrock": (strategies.mu_lambda(0.3), rosenbrock, np.full(4, 0.0), 0.5, 12_240),
     "simulated_annealing rastrigin": (
-        strategies.simulated_annealing(0.3, temperature=5.0, cooling=0.995), rastrigin, np.full(2, 3.0), 0.5, 40_000,
+        strategies.simulated_annealing(0.3, temperature=5.0, cooling=0.995), rastrigin, np.full(2, 3.0), 0.5, 14_400,
     ),
     "open_es sphere": (
-        strategies.open_es(0.02, optimizer=optimizers.adam(0.05)), sphere, np.full(10, 1.0), 1e-2, 20_000,
+        strategies.open_es(0.02, optimizer=optimizers.adam(0.05)), sphere, np.full(10, 1.0), 1e-2, 1_020,
     ),
-    "snes sphere": (strategies.snes(0.5), sphere, np.full(10, 1.0), 1e-8, 10_000),
-    "snes ellipsoid": (strategies.snes(0.5), ellipsoid, np.full(5, 1.0), 1e-8, 20_000),
-    "snes rastrigin": (strategies.snes(3.0), rastrigin, np.full(4, 2.0), 1e-8, 20_000),
-    "sep_cma_es rastrigin": (strategies.sep_cma_es(2.0), rastrigin, np.full(4, 2.0), 1e-8, 20_000),
-    "sep_cma_es sphere": (strategies.sep_cma_es(0.5), sphere, np.full(10, 1.0), 1e-8, 5_000),
+    "snes sphere": (strategies.snes(0.5), sphere, np.full(10, 1.0), 1e-8, 2_800),
+    "snes ellipsoid": (strategies.snes(0.5), ellipsoid, np.full(5, 1.0), 1e-8, 2_500),
+    "snes rastrigin": (strategies.snes(3.0), rastrigin, np.full(4, 2.0), 1e-8, 10_240),
+    "sep_cma_es sphere": (strategies.sep_cma_es(0.5), sphere, np.full(10, 1.0), 1e-8, 1_600),
+    "sep_cma_es rastrigin": (strategies.sep_cma_es(2.0), rastrigin, np.full(4, 2.0), 1e-8, 4_600),
     "subspace redraw sphere": (
-        strategies.subspace(strategies.snes(0.3), 3, seed=0, redraw=True), sphere, np.full(6, 1.0), 1e-2, 20_000,
+        strategies.subspace(strategies.snes(0.3), 3, seed=0, redraw=True), sphere, np.full(6, 1.0), 1e-2, 380,
     ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", CONVERGES)
-def test_it_converges(name):
-    strategy, function, start, target, most = CONVERGES[name]
-    population = 80 if function is rastrigin else 20
-    assert evaluations(strategy, function, start, target, most, population) <= most
+def test_it_converges_as_fast_as_before(name):
+    """Within a third; on Rastrigin's many minima a generation is of 80 or, for CMA-ES, 100."""
+    strategy, function, start, target, taken = CONVERGES[name]
+    population = (100 if "cma" in name else 80) if function is rastrigin else 20
+    runs = [evaluations(strategy, function, start, target, 2 * taken, population, seed) for seed in range(3)]
+    assert 0.67 * taken < median(runs) < 1.33 * taken
+
+
+def test_rastrigin_takes_separable_cma_no_longer_than_full_cma_of_cmaes(oracle):
+    """The median of ours against the luckiest of theirs, which gets stuck from most seeds; each axis on its own is what
+    the function wants (Hansen, Kern: Evaluating the CMA evolution strategy on multimodal test functions, 2004)."""
+    cmaes = oracle("cmaes")
+    options = {"target": 1e-8, "most": 20_000, "population": 100}
+    start = np.full(4, 2.0)
+    ours = [evaluations(strategies.sep_cma_es(2.0), rastrigin, start, seed=seed, **options) for seed in range(3)]
+    theirs = [evaluations_of_cmaes(cmaes.CMA, rastrigin, start, 2.0, seed=seed, **options) for seed in range(3)]
+    assert median(ours) < 1.33 * min(theirs) < math.inf
 
 
 def test_a_long_search_of_the_least_there_is_stays_finite():

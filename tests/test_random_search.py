@@ -5,7 +5,8 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from zlib import compress
 
 import numpy as np
 import pytest
@@ -16,7 +17,9 @@ import minimodel as mm
 from minimodel import optimizers, random, schedules, strategies, tree
 from minimodel.network import Layer
 from minimodel.search import random_search
+from minimodel.search.plans import Plain
 from minimodel.search.random_search import error_rate
+from minimodel.search.space import ravel, unravel
 
 NETWORK = mm.Network((4, 6, 3))
 BUDGET = {"generations": 10, "population": 8}  # one for most tests: one program to compile
@@ -160,6 +163,19 @@ def test_chunks_change_nothing(maker):
     assert_chunks_change_nothing(mm.backends.load("numpy"), strategy=maker(0.1))
 
 
+@given(population=st.integers(1, 12), size=st.integers(1, 12), name=st.sampled_from(["snes", "open_es", "low_rank_es"]))
+def test_any_chunk_gives_the_same(population, size, name):
+    """Also of a population that no chunk divides, whose last one is filled up with candidates that do not count."""
+    options = {"seed": 0, "generations": 4, "population": 2 * population, "strategy": getattr(strategies, name)()}
+    backend, taken = mm.backends.load("numpy"), 6 * len(data().train.x)
+    found = [
+        mm.random_search(NETWORK, data(), backend=replace(backend, room=room), **options)
+        for room in (2 * size * taken, 2 * population * taken)
+    ]
+    np.testing.assert_allclose(found[0].history["loss"], found[1].history["loss"], rtol=1e-6)
+    assert_close(found[0].params, found[1].params, rtol=1e-6, atol=1e-7)
+
+
 def test_chunks_change_nothing_on_any_backend(backend):
     options = {"batch_size": len(data().train.x), "own_batches": True, "strategy": strategies.low_rank_es()}
     assert_chunks_change_nothing(backend, **options)
@@ -175,18 +191,21 @@ def test_chunks_change_nothing_on_any_backend(backend):
     ],
 )
 @pytest.mark.parametrize("strategy", [strategies.hill_climbing(), strategies.open_es(), strategies.low_rank_es()])
-def test_a_chunk_is_the_largest_part_with_room_that_devices_share(strategy, population, devices, room):
-    """Of pairs where they share their draws; a candidate takes room for its activations, or for its own parameters."""
-    unit = 2 if strategy.plan.mirrored else 1
-    population *= unit
+def test_a_chunk_has_room_and_is_shared_out_evenly(strategy, population, devices, room):
+    """Of pairs where they share their draws; a candidate takes room for its activations, or for its own parameters.
+    What is left over of the last chunk is less than a share, or as little as from half a chunk up is possible."""
+    unit = (2 if strategy.plan.mirrored else 1) * len(devices)
     backend = replace(mm.backends.load("numpy"), devices=devices, room=room)
-    static = random_search.Static(backend, NETWORK, None, None, strategy.plan, population)
     own = NETWORK.parameters if strategy.plan.forms else 0
+    population *= 2
+    static = random_search.Static(backend, NETWORK, None, None, strategy.plan, population)
     for rows in (1, 10, 100, 10_000, 10**9):
-        sizes = [size for size in range(unit, population + 1, unit) if population % size == 0]
-        sizes = [size for size in sizes if size % (unit * len(devices)) == 0] or sizes
-        most = len(devices) * max(1, room // max(rows * 6, own))
-        assert random_search.chunk_size(static, rows) == max((n for n in sizes if n <= most), default=sizes[0])
+        size = random_search.chunk_size(static, rows)
+        most = max(unit, len(devices) * (room // max(rows * 6, own)))
+        assert size % unit == 0 and size <= most
+        assert size > most / 2 - unit or size >= population
+        surplus = -population % size
+        assert surplus < unit or surplus <= min(-population % other for other in range(size, most + 1, unit))
 
 
 DEVICES = """
@@ -331,6 +350,61 @@ def test_any_function_is_a_fitness(name, fitness, backend):
     assert (np.diff(log) <= 0).all() and log[-1] < value(start.params)
     np.testing.assert_allclose(value(state.best), log[-1], rtol=1e-5)
     assert value(model.params) <= log[-1] + 1e-6
+
+
+def test_the_bytes_of_a_model_are_a_fitness(backend):
+    """What no array function computes: on JAX in a callback to the host."""
+
+    def size(params):
+        return np.asarray([len(compress(w.round(1).tobytes())) for w in np.asarray(params[0].weight)], np.float32)
+
+    def fitness(params, outputs, targets):
+        if "jax" not in backend.name:
+            return backend.asarray(size(params))
+        import jax
+
+        return jax.pure_callback(size, jax.ShapeDtypeStruct(outputs.shape[:1], np.float32), params)
+
+    options = {"generations": 8, "population": 4, "strategy": strategies.hill_climbing(0.5)}
+    model = mm.random_search(NETWORK, data(), seed=0, backend=backend, fitness=fitness, **options)
+    log = model.history["loss"]
+    assert log[-1] < log[0] and log[-1] == size(tree.map(lambda leaf: leaf[None], model.params))[0]
+
+
+def test_a_fitness_that_jax_cannot_compile_says_so():
+    pytest.importorskip("jax")
+    with pytest.raises(TypeError, match=r"^fitness: .*pure_callback"):
+        mm.random_search(NETWORK, data(), seed=0, backend="jax", fitness=lambda p, z, t: np.asarray(z).sum((1, 2)))
+
+
+def test_outputs_that_are_not_finite_are_errors():
+    """A network that overflows is no good one by its first class."""
+    start = tree.map(lambda leaf: np.full_like(leaf, 3e38), NETWORK.init(random.key(0)))
+    options = {"strategy": strategies.gaussian(), "generations": 2, "population": 4, "fitness": error_rate}
+    model = mm.random_search(NETWORK, data(), seed=0, params=start, **options)
+    assert error_rate(None, np.full((1, 2, 3), np.inf), np.eye(3)[:2]) == 1 and model.history["loss"][-1] < 1
+    assert np.abs(model.params[0].weight).max() < 100
+
+
+def test_a_plan_of_ones_own():
+    """A class with the functions of ``Plan``: here a step of one parameter at a time."""
+
+    @dataclass(frozen=True)
+    class OneAtATime(Plain):
+        def place(self, sigma, state, draws):
+            xp, flat = tree.space(draws), ravel(state.best)
+            step = xp.where(draws == xp.max(draws, axis=1, keepdims=True), sigma * draws, xp.zeros_like(draws))
+            return unravel(state.best, flat + step)
+
+    runs = [
+        mm.random_search(
+            NETWORK, data(), seed=0, backend=name, strategy=strategies.Strategy(OneAtATime(), 0.5), **BUDGET
+        )
+        for name in {"numpy", "jax"} & set(mm.backends.available())
+    ]
+    for model in runs:
+        assert model.history["loss"][-1] < model.history["loss"][0]
+        np.testing.assert_allclose(model.history["loss"], runs[0].history["loss"], rtol=1e-5)
 
 
 def test_the_error_rate_is_one_less_the_accuracy():
@@ -538,7 +612,7 @@ def test_a_fitness_of_another_shape_is_refused(shape):
         "rows": lambda params, outputs, targets: outputs.mean(axis=(0, 2)),
         "()": lambda params, outputs, targets: outputs.mean(),
     }[shape]
-    with pytest.raises(ValueError, match="fitness: expected one number a candidate"):
+    with pytest.raises(ValueError, match="fitness: expected a number for each candidate"):
         mm.random_search(NETWORK, data(), seed=0, fitness=fitness, generations=1, population=40, rows=40)
 
 
@@ -551,6 +625,15 @@ def test_another_search_is_not_gone_on_with(other):
     model = mm.random_search(NETWORK, data(), **options)
     with pytest.raises(ValueError, match="resume: expected a model"):
         mm.random_search(NETWORK, data(), **{**options, "generations": 8, **other}, resume=model)
+
+
+def test_a_search_is_not_gone_on_with_on_other_rows():
+    """What was found on the old ones is worth nothing there."""
+    options = {"seed": 0, "population": 4}
+    model = mm.random_search(NETWORK, data(), generations=4, **options)
+    train = mm.Dataset(data().train.x, np.roll(data().train.y, 1))
+    with pytest.raises(ValueError, match="resume: expected a model"):
+        mm.random_search(NETWORK, replace(data(), train=train), generations=8, resume=model, **options)
 
 
 def test_more_kept_than_seen_stand_behind_the_candidates():

@@ -132,6 +132,28 @@ def test_sums_are_products_with_ones(fast, reduce, axis, shape):
     assert (np.abs(found[1] - expected[1]) <= bound).all()
 
 
+def test_what_no_result_needs_is_not_replayed():
+    """A loss without its gradient, which was computed beside it; in buffers that are used again all the same."""
+    z, t = xs(5, 3), np.eye(3, dtype=np.float32)[[0, 1, 2, 0, 1]]
+
+    def beside(c, x):
+        return c, losses.softmax_cross_entropy.rows(x, t)
+
+    def alone(c, x):
+        return c, beside(c, x)[1][0]
+
+    carry, calls = np.zeros(1, np.float32), []
+    for step in (beside, alone):
+        assert_same(*both(step, carry, z))
+        calls.append(len(replay.record(step, carry, z[0]).calls))
+    assert calls[1] == calls[0] - 2  # the division and the subtraction
+
+
+def test_a_result_in_an_array_from_outside_is_not_recorded():
+    outside = np.empty(3, np.float32)
+    assert not is_recorded(lambda c, x: (c, np.multiply(x, 2, out=outside)), np.zeros(1, np.float32), xs(3))
+
+
 def test_counts_stay_counts(fast):
     found, expected = both(lambda c, x: (c, np.sum(x > 0, axis=-1)), np.zeros(1, np.float32), xs(3, 5))
     assert_same(found, expected)

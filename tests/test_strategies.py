@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import minimodel as mm
-from minimodel import optimizers, random, strategies, tree
+from minimodel import optimizers, random, schedules, strategies, tree
 from minimodel.network import Layer, LowRank, Mirrored, dense
 from minimodel.search import quasi, random_search
 from minimodel.search.random_search import error_rate
@@ -58,11 +58,21 @@ def assert_close(found, expected, rtol=1e-5, atol=1e-6):
 
 
 class TestStrategy(StrategySuite):
-    """The laws, of every strategy that draws by keys."""
+    """The laws, of every strategy but the next two."""
 
     @pytest.fixture
-    def strategy(self, keyed_maker):
-        return keyed_maker(0.1)
+    def strategy(self, lawful_maker):
+        return lawful_maker(0.1)
+
+
+class TestAnnealing(StrategySuite):
+    """The laws, of a strategy that goes by differences of the fitness."""
+
+    expected_failures: ClassVar = {"only_the_order_of_the_fitness_counts": "e^(−ΔJ/T) is not a matter of order"}
+
+    @pytest.fixture
+    def strategy(self):
+        return strategies.simulated_annealing(0.1, temperature=3.0)
 
 
 class TestQuasiRandom(StrategySuite):
@@ -256,15 +266,16 @@ def test_where_all_are_equal_nothing_is_learned(maker, value):
 
 
 @pytest.mark.parametrize("name", ["open_es", "low_rank_es"])
-def test_antithetic_draws_cancel(name):
+@given(seed=st.integers(0, 2**31), worth=st.lists(st.integers(-9, 9), min_size=1, max_size=6))
+def test_antithetic_draws_cancel(name, seed, worth):
     """A pair lies on either side of the mean, and where both have one fitness nothing is learned."""
     strategy, start = getattr(strategies, name)(optimizer=optimizers.sgd(1.0)), params(dtype=np.float64)
     state = strategy.init(start)
-    asked = strategy.ask(state, KEY, 8)
+    asked = strategy.ask(state, random.key(seed), 2 * len(worth))
     found, middle = vectors_of(asked.params), vectors_of(tree.map(lambda leaf: leaf[None], start))[0]
-    np.testing.assert_allclose(found[::2] + found[1::2], np.broadcast_to(2 * middle, (4, len(middle))), atol=1e-14)
+    np.testing.assert_allclose(found[::2] + found[1::2], np.tile(2 * middle, (len(worth), 1)), atol=1e-14)
     assert (found[::2] != found[1::2]).all()
-    told = strategy.tell(state, asked, [3, 3, 0, 0, 2, 2, -1, -1])
+    told = strategy.tell(state, asked, np.repeat(worth, 2))
     assert_close(strategy.read(told), start, rtol=0, atol=1e-12)
 
 
@@ -398,9 +409,27 @@ def test_a_low_rank_layer_is_the_dense_one(rank, own, backend):
     assert (np.abs(found - exact) <= k / (1 - k) * size).all()
 
 
+@given(
+    seed=st.integers(0, 2**31),
+    rank=st.integers(1, 4),
+    hidden=st.lists(st.integers(1, 9), max_size=2),
+    pairs=st.booleans(),
+    own=st.booleans(),
+)
+def test_a_low_rank_candidate_is_the_explicitly_perturbed_network(seed, rank, hidden, pairs, own):
+    """Any network, any draws: σ·a·b in every layer, never formed, has the outputs of the layers it stands for."""
+    network, key = mm.Network((4, *hidden, 3)), random.key(seed)
+    strategy = strategies.low_rank_es(0.3, rank=rank, antithetic=pairs)
+    state = strategy.init(network.init(key))
+    asked = strategy.ask(state, key, 4)
+    x = random.normal(key, (4, 7, 4) if own else (7, 4))
+    found, expected = (network.apply(layers, x) for layers in (asked.params, tuple(map(dense, asked.params))))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("rank", [1, 3])
 @pytest.mark.parametrize("own", [False, True], ids=["shared x", "own x"])
-def test_a_low_rank_candidate_is_the_explicitly_perturbed_network(rank, own, backend):
+def test_a_low_rank_candidate_is_the_explicitly_perturbed_network_on_any_backend(rank, own, backend):
     strategy = strategies.low_rank_es(0.3, rank=rank)
     state = strategy.init(params(), backend=backend)
     asked = strategy.ask(state, KEY, 4, backend=backend)
@@ -471,7 +500,41 @@ def told(fitness, asked=None, strategy=None):
     return strategy.tell(state, strategy.ask(state, KEY, 4), fitness)
 
 
+CLIMBING, FALLING = strategies.hill_climbing(), strategies.open_es(optimizer=optimizers.adam(schedules.cosine(0.1)))
+
+AVERAGED = strategies.open_es(optimizer=optimizers.momentum(0.1, average=0.5))
+
+
+def told_of(fitness, strategy=CLIMBING, asked=None, **options):
+    state = strategy.init(np.ones(3))
+    return strategy.tell(state, strategy.ask(state, KEY, 4) if asked is None else asked, fitness, **options)
+
+
 BAD = {
+    "an infinite width": (lambda: strategies.uniform(-3e38, 3e38), "high − low"),
+    "a fitness of text": (lambda: told_of(["1", "2", "3", "4"]), "fitness"),
+    "a ragged fitness": (lambda: told_of([1, [2], 3, 4]), "fitness"),
+    "no numbers": (lambda: told_of([None] * 4), "fitness"),
+    "a complex fitness": (lambda: told_of(np.ones(4) * 1j), "fitness"),
+    "a fitness short": (lambda: told_of([1, 2, 3]), "fitness"),
+    "candidates alone": (lambda: told_of([1] * 4, asked=np.ones((4, 3))), "asked"),
+    "another's candidates": (lambda: told_of([1] * 4, asked=Asked(np.ones((4, 5)), None)), "asked"),
+    "no state": (lambda: CLIMBING.tell(None, Asked(np.ones((4, 3)), None), [1] * 4), "state"),
+    "ask of no state": (lambda: CLIMBING.ask(None, KEY, 4), "state"),
+    "no rate of a schedule": (lambda: told_of([1] * 4, FALLING), "rate"),
+    "a rate of text": (lambda: told_of([1] * 4, FALLING, rate="fast"), "rate"),
+    "a start of several fitnesses": (lambda: CLIMBING.init(np.ones(3), [1, 2, 3]), "fitness"),
+    "a start of text": (lambda: CLIMBING.init("start"), "params"),
+    "no start": (lambda: CLIMBING.init(None), "params"),
+    "an empty start": (lambda: CLIMBING.init(np.ones(0)), "params"),
+    "a complex start": (lambda: CLIMBING.init(np.ones(3) * 1j), "params"),
+    "no order of one": (lambda: strategies.snes().ask(strategies.snes().init(np.ones(3)), KEY, 1), "population"),
+    "a start in a subspace that moved": (
+        lambda: strategies.subspace(strategies.mu_lambda(), 2, seed=0, redraw=True), "redraw",
+    ),
+    "an average over subspaces": (
+        lambda: strategies.subspace(AVERAGED, 2, seed=0, redraw=True), "redraw",
+    ),
     "low above high": (lambda: strategies.uniform(1.0, 0.0), "low, high"),
     "low of NaN": (lambda: strategies.uniform(NAN, 0.0), "low"),
     "an infinite high": (lambda: strategies.uniform(0.0, INF), "high"),
@@ -515,7 +578,7 @@ BAD = {
     ),
     "too few fitnesses": (lambda: told([1.0, 2.0]), "fitness"),
     "one fitness": (lambda: told(1.0), "fitness"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", BAD)
@@ -538,7 +601,7 @@ def test_optimizers_that_look_at_layers_move_vectors_too(optimizer):
     assert (strategy.read(state) ** 2).sum() < 0.3
 
 
-@pytest.mark.parametrize("inner", [strategies.mu_lambda(0.3), strategies.simulated_annealing(0.3, temperature=1.0)])
+@pytest.mark.parametrize("inner", [strategies.sep_cma_es(0.3), strategies.simulated_annealing(0.3, temperature=1.0)])
 def test_a_new_basis_leaves_the_centre_of_any_plan_where_it_is(inner):
     fixed, redrawn = (strategies.subspace(inner, 3, seed=2, redraw=redraw) for redraw in (False, True))
     states = [strategy.init(np.arange(6.0)) for strategy in (fixed, redrawn)]
@@ -548,6 +611,16 @@ def test_a_new_basis_leaves_the_centre_of_any_plan_where_it_is(inner):
     places = [own.origin + inner.plan.centre(own.inner) @ own.basis for own in after]
     np.testing.assert_allclose(places[1], places[0], rtol=1e-6, atol=1e-6)
     assert not np.allclose(after[0].basis, after[1].basis)
+
+
+@pytest.mark.parametrize("name", ["uniform", "gaussian", "hill_climbing", "one_plus_one", "simulated_annealing"])
+@pytest.mark.parametrize("redraw", [False, True], ids=["one basis", "a new one each time"])
+def test_a_subspace_reads_the_best_that_was_evaluated(name, redraw):
+    """Wherever the subspace has moved since."""
+    strategy = strategies.subspace(getattr(strategies, name)(), 3, seed=2, redraw=redraw)
+    start = np.arange(6.0)
+    state = drive(strategy, strategy.init(start, sphere(start)), range(20), fitness=lambda asked: sphere(asked.params))
+    assert sphere(strategy.read(state)) == pytest.approx(state.fitness, rel=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -192,7 +192,8 @@ class FromEvosax:
 
         flat, peer = ravel(params), self.make(8, ravel(params).size)
         state = peer.init(jax.random.key(0), flat, peer.default_params)
-        return self.found(params, state.replace(best_fitness=np.float32(fitness), best_solution=flat))
+        worth = np.nan_to_num(np.float32(fitness), nan=np.inf)  # evosax asks for none
+        return self.found(params, state.replace(best_fitness=worth, best_solution=flat))
 
     def ask(self, state: Found, key: Any, population: int, *, backend: Any = "numpy") -> Asked:
         import jax

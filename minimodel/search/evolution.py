@@ -52,7 +52,7 @@ def of_best(part: float) -> Callable[[int], np.ndarray]:
     """1/μ for the best μ, that part of all."""
 
     def table(count: int) -> np.ndarray:
-        chosen = max(1, round(part * count))
+        chosen = min(max(1, round(part * count)), max(1, count - 1))  # all of them would move nothing
         return np.asarray((np.arange(count) < chosen) / chosen)
 
     return table
@@ -84,6 +84,7 @@ class MuLambda(Plain):
     """
 
     part: float
+    ranked = True
 
     def init(self, numbers: MuLambdaNumbers, params: Tree, backend: Backend) -> Restarting:
         xp, mean = backend.xp, ravel(params)
@@ -149,11 +150,13 @@ class GradientNumbers(NamedTuple):
 class Gradient(Plain):
     """θ ← step(g), g = 1/(Pσ) Σ uᵢεᵢ, u the centred ranks, step that of any optimizer of gradients; candidates θ + σε.
 
+    In a layer of so many inputs σ stands for σ/√in, in both places.
     Salimans et al., Evolution strategies as a scalable alternative to reinforcement learning (2017), algorithm 1.
     """
 
     rule: Chain | Averaged
     mirrored: bool = True
+    ranked = True
 
     def init(self, numbers: GradientNumbers, params: Tree, backend: Backend) -> Centre:
         mean = tree.map(lambda leaf: backend.xp.asarray(leaf, copy=True), as_layers(params))
@@ -204,6 +207,8 @@ def of_layers(like: Tree, layers: Tree) -> Tree:
 
 class Diagonal(Plain):
     """Candidates m + σ⊙ε, the mean m being what is used and σ what ``deviations`` says, (N,)."""
+
+    ranked = True
 
     def deviations(self, state: State) -> Array:
         raise NotImplementedError

@@ -31,12 +31,16 @@ class Plan(Protocol):
     """What a search program is compiled for.
 
     law        of the numbers that are drawn: "normal", "uniform" or "cauchy"
+    ranked     it learns from the order of a generation's candidates, of which there must be two
     mirrored   candidates 2j and 2j + 1 are made of the same draws, on either side of the centre
     points     the draws come from this quasi-random sequence, on the host
     forms      each candidate has parameters of its own in memory
     centre     what the candidates lie around; ``read`` is what is to be used
     width      how many numbers are drawn for a candidate, or pair
     """
+
+    @property
+    def ranked(self) -> bool: ...
 
     @property
     def mirrored(self) -> bool: ...
@@ -113,6 +117,7 @@ class Plain:
     """What most plans have in common: independent normal draws, and the best candidate is the answer."""
 
     law = "normal"
+    ranked = False
     mirrored = False
     points: str | None = None
     forms = True

@@ -4,12 +4,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from time import perf_counter
 from typing import Any, NamedTuple
+from zlib import crc32
 
 import numpy as np
 
 from minimodel import losses, random, tree
 from minimodel.backends import Backend, load
-from minimodel.datasets import Splits
+from minimodel.datasets import Dataset, Splits
 from minimodel.losses import Loss
 from minimodel.model import Model, new_model
 from minimodel.network import Layer, Network, Params
@@ -28,12 +29,13 @@ from minimodel.problem import (
 from minimodel.search import quasi, schedules
 from minimodel.search.plans import Plan, State, chosen, formed, told, twins
 from minimodel.search.space import ravel, unravel
-from minimodel.search.strategies import Strategy, check_strategy, hill_climbing
+from minimodel.search.strategies import Strategy, check_population, check_strategy, hill_climbing
 from minimodel.tree import Array, Tree
 
 INIT, DRAWS, BATCHES = 0, 1, 2  # what the run's key is folded with: initial parameters, candidates, mini-batches
 GENERATIONS = 10  # in one program; between two of them the host looks and reports
 
+KINDS = ("float", "int", "bool")  # of numbers that a fitness may be
 Fitness = Callable[[Params, Array, Array], Array]  # (params, outputs, targets) -> one number a candidate
 
 
@@ -82,9 +84,11 @@ class Stopped(NamedTuple):
 
 
 def error_rate(params: Params, outputs: Array, targets: Array) -> Array:
-    """The part of the rows whose greatest output is not that of the label: a fitness without a gradient."""
+    """1 − accuracy, a fitness without a gradient: the part of the rows whose greatest output is not that of the label,
+    or where outputs are not finite."""
     xp = tree.namespace(outputs)
     hits = xp.argmax(outputs, axis=-1) == xp.argmax(targets, axis=-1)
+    hits &= xp.all(xp.isfinite(outputs), axis=-1)
     return 1 - losses.mean(xp.astype(hits, outputs.dtype))
 
 
@@ -115,8 +119,10 @@ def random_search(
     end the best candidate and the strategy's own mean are evaluated on all the rows; the better one is returned.
 
     loss         a name from ``losses`` or a Loss; by default softmax cross-entropy for labels, else squared error
-    fitness      what is to be as low as possible: any function (params, outputs (P, rows, out), targets (rows, out)) ->
-                 (P,), labels being one-hot, such as ``error_rate``; by default the loss
+    fitness      what is to be as low as possible: any pure function (params, outputs (P, rows, out), targets (rows,
+                 out)) -> (P,), labels being one-hot, such as ``error_rate``; by default the loss. JAX compiles it: what
+                 needs the numbers themselves, the bytes of a file say, goes in a ``jax.pure_callback``. It may look at
+                 the parameters, which are formed for a function of your own, of low rank too
     strategy     by default ``strategies.hill_climbing()``
     generations  in all, those before a ``resume`` included
     population   candidates of a generation
@@ -133,22 +139,19 @@ def random_search(
     Raises ValueError for input that does not fit, DivergedError when no candidate ever had a finite fitness.
     """
     backend, key = load(backend), run_keys(seed, None)
-    generations, population = check_count("generations", generations, 0), check_count("population", population, 1)
+    generations = check_count("generations", generations, 0)
     rows, batch_size, keep = (
         None if value is None else check_count(name, value, 1)
         for name, value in (("rows", rows), ("batch_size", batch_size), ("keep", keep))
     )
     strategy = hill_climbing() if strategy is None else strategy
     check_strategy(strategy)
+    population = check_population(strategy, population)
     if own_batches and batch_size is None:
         raise ValueError("own_batches: expected a batch_size as well, of which each candidate gets its own")
     if resume is not None and params is not None:
         raise ValueError("params: a search that is resumed has its own; leave them out")
     watch = Watch(callback)
-    if strategy.plan.mirrored and population % 2:
-        raise ValueError(
-            f"population: this strategy's candidates come in pairs; expected an even number, got {population}"
-        )
     if not isinstance(data, Splits):
         raise TypeError(f"data: random_search takes Splits, got {type(data).__name__}")
     problem = prepare(network, data, loss, backend, fitted=data)
@@ -158,12 +161,12 @@ def random_search(
     batch_size = None if batch_size is None else min(batch_size, part.x.shape[0])
     held = of_loss(problem.loss)
     measure = held if fitness is None else fitness
-    if not callable(measure) or (measure is error_rate and not problem.loss.labels):
-        raise ValueError(
-            f"fitness: expected a function (params, outputs, targets); error_rate needs labels; got {fitness!r}"
-        )
+    if not callable(measure):
+        raise ValueError(f"fitness: expected a function (params, outputs, targets) -> (P,), got {fitness!r}")
+    if measure is error_rate and not problem.loss.labels:
+        raise ValueError(f"fitness: error_rate needs labels, which {problem.loss.name} has not; leave it out")
     static = Static(backend, network, measure, held, strategy.plan, population, batch_size, own_batches)
-    made = (strategy.plan, measure, int(seed), used, batch_size, own_batches)
+    made = (strategy.plan, measure, int(seed), used, batch_size, own_batches, checksum(data.train))
     draws, batches = (backend.asarray(random.fold_in(key, use)) for use in (DRAWS, BATCHES))
     given = Given(to_backend(backend, strategy.config), part, draws, batches)
     if resume is None:
@@ -174,6 +177,12 @@ def random_search(
         search, log = go_on(resume, network, made, keep, backend)
     search, log = run(search, given, log, static, strategy, problem, generations, watch)
     return finished(search, given, log, static, problem, data, made)
+
+
+def checksum(part: Dataset) -> int:
+    """Of the rows and their targets: a fitness that was found on others is worth nothing."""
+    x, y = map(np.ascontiguousarray, part)
+    return crc32(y.data, crc32(x.data))
 
 
 def random_start(network: Network, params: Params | None, key: np.ndarray, backend: Backend) -> Params:
@@ -258,12 +267,22 @@ def measured(candidates: Params, part: Rows, static: Static) -> Array:
         outputs = network.apply(candidates, part.x.mT, columns=True).mT
     else:
         outputs = network.apply(candidates, part.x)
-    own = static.fitness not in (static.validation, error_rate)
-    found = static.fitness(formed(candidates) if own else candidates, outputs, part.t)
-    found = found if hasattr(found, "dtype") else xp.asarray(found)
-    if found.shape != (count := outputs.shape[:1]):
-        raise ValueError(f"fitness: expected one number a candidate, {count}, got an array of shape {found.shape}")
+    try:
+        found = static.fitness(formed(candidates) if is_own(static) else candidates, outputs, part.t)
+        found = found if hasattr(found, "dtype") else xp.asarray(found)
+    except TypeError as error:
+        raise TypeError(
+            "fitness: expected a function (params, outputs, targets) of arrays; on JAX, which compiles it, what needs "
+            f"the numbers themselves goes in a jax.pure_callback; got {error}"
+        ) from error
+    if found.shape != (count := outputs.shape[:1]) or not any(kind in str(found.dtype) for kind in KINDS):
+        raise ValueError(f"fitness: expected a number for each candidate, {count}, got {found.dtype} {found.shape}")
     return found if found.dtype == xp.float32 else xp.astype(found, xp.float32)
+
+
+def is_own(static: Static) -> bool:
+    """Whether the fitness is a function of the user's own."""
+    return static.fitness not in (static.validation, error_rate)
 
 
 def validate(state: State, validation: Rows, *, static: Static) -> Array:
@@ -277,7 +296,9 @@ def evolve(
 ) -> tuple[Search, Array]:
     """The generations of these numbers; the best fitness after each."""
     xp, plan, backend = static.backend.xp, static.plan, static.backend
-    parts, each = static.population // chunk_size(static, given.part.x.shape[0]), twins(plan)
+    population, each = static.population, twins(plan)
+    size = chunk_size(static, given.part.x.shape[0])
+    parts = -(-population // size)
 
     def generation(search: Search, inputs: tuple[Array, Array | None, Array | None]) -> tuple[Search, Array]:
         (state, elite), (number, rate, draws) = search, inputs
@@ -298,14 +319,18 @@ def evolve(
         def whole(found: Array) -> Array:
             return xp.reshape(backend.spread(found, None), (-1, *found.shape[2:]))
 
-        index = xp.arange(static.population // each, dtype=xp.uint32)
+        index = xp.arange(parts * size // each, dtype=xp.uint32)  # the last may be too many, and are left out
         if draws is None:
             keys = random.fold_in(random.fold_in(given.key, number), index * each)
             few = keys.shape[0] * plan.width(state.best) <= backend.room and keys.shape[0] % 2 == 0
             # By a loop of their own, which one step is not: else XLA would draw the same again for every layer.
             draws = whole(backend.scan(draw, None, in_parts(2 if few else parts, keys))[1])
-        batch_keys = random.fold_in(batch_key, index)
+        elif parts * size > population:
+            draws = xp.take(draws, xp.astype(xp.clip(index, 0, population - 1), xp.int32), axis=0)
+        batch_keys = random.fold_in(batch_key, index) if static.own_batches else None
         fitness = whole(backend.scan(evaluate, None, in_parts(parts, (draws, batch_keys)))[1])
+        if parts * size > population:
+            draws, fitness = draws[: population // each, ...], fitness[:population]
         if elite is not None:
             elite = elite_of(elite, given, state, draws, nan_last(fitness), static)
         state = told(plan, given.config, rate, state, draws, fitness, backend)
@@ -334,15 +359,17 @@ def elite_of(elite: Elite, given: Given, state: State, draws: Array, fitness: Ar
 
 
 def chunk_size(static: Static, rows: int) -> int:
-    """How many candidates to draw and evaluate at once: the largest part of the population that divides it, whose
-    parameters and activations have room on the devices; if one does, such a part of which all have as much."""
+    """How many candidates to evaluate at once: as many as have room on the devices, with their activations and what
+    is formed of their parameters, an equal share for each; of the sizes from half of that up, the one that the
+    population fills best."""
     floats = (static.batch_size or rows) * max(static.network.layer_sizes[1:])
-    floats = max(floats, static.network.parameters) if static.plan.forms else floats
-    most = max(1, static.backend.room // floats) * len(static.backend.devices)
-    unit = twins(static.plan)
-    sizes = [size for size in range(unit, static.population + 1, unit) if static.population % size == 0]
-    shared = [size for size in sizes if size % (unit * len(static.backend.devices)) == 0]
-    return max((size for size in shared or sizes if size <= most), default=(shared or sizes)[0])
+    formed = static.plan.forms or is_own(static)
+    floats = max(floats, static.network.parameters) if formed else floats
+    unit = twins(static.plan) * len(static.backend.devices)
+    room = static.backend.room // floats * len(static.backend.devices) // unit
+    most = max(1, min(room, -(-static.population // unit)))
+    sizes = [unit * shares for shares in range(most, most // 2, -1)]
+    return min(sizes, key=lambda size: -(-static.population // size) * size)
 
 
 def go_on(
@@ -379,7 +406,7 @@ def finished(
     params = unravel(network_like(static.network), vectors[order])
     history = {name: np.asarray(values, np.float32) for name, values in log.items()}
     model = replace(new_model(static.network, params, problem.loss, data), history=history)
-    if not np.isfinite(fitness).any():
+    if not (fitness < np.inf).any():
         text = "random_search: no candidate had a finite fitness; check the scale of the data, or your fitness"
         raise DivergedError("random_search", 0, float("nan"), model, model, text)
     return replace(model, state=Stopped(backend.to_numpy(search), held[order], made))

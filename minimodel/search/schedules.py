@@ -9,6 +9,7 @@ Durations are in ``unit``: "run" (1 is the whole run), "epochs" or "steps".
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from inspect import signature
 from typing import Any, NamedTuple
 
@@ -43,7 +44,17 @@ def get(rate: Any) -> Schedule:
 
 def constant(rate: Any) -> Schedule:
     """η(t) = rate"""
-    return _scaled(rate, lambda t, run: np.ones(len(t)))
+    return Constant(_rates(rate))
+
+
+@dataclass(frozen=True, eq=False)
+class Constant:
+    """A schedule that needs not be told the step."""
+
+    rates: np.ndarray  # () or (*population,)
+
+    def __call__(self, steps: np.ndarray, run: Run) -> np.ndarray:
+        return np.broadcast_to(self.rates, (len(steps), *self.rates.shape))
 
 
 def step(rate: Any, every: float | Sequence[float], *, factor: float = 0.1, unit: str = "epochs") -> Schedule:
@@ -152,16 +163,22 @@ def _scaled(rate: Any, shape: Schedule, unit: str = "run") -> Schedule:
     """Rate times shape; the rate may be an array over the population."""
     if unit not in UNITS:
         raise ValueError(f"unit: expected one of {', '.join(UNITS)}, got {unit!r}")
-    given = np.asarray(rate)
-    rates = given.astype(np.float64) if given.dtype.kind in "iuf" else np.asarray(np.nan)
-    if not (np.isfinite(rates) & (rates >= 0)).all():
-        raise ValueError(f"learning_rate: expected finite numbers of at least 0, got {rate!r}")
+    rates = _rates(rate)
 
     def schedule(steps: np.ndarray, run: Run) -> np.ndarray:
         found = shape(np.asarray(steps), run)
         return found[(...,) + (None,) * (1 + rates.ndim - found.ndim)] * rates
 
     return schedule
+
+
+def _rates(rate: Any) -> np.ndarray:
+    """A number, or an array of them over the population, checked."""
+    given = np.asarray(rate)
+    rates = given.astype(np.float64) if given.dtype.kind in "iuf" else np.asarray(np.nan)
+    if not (np.isfinite(rates) & (rates >= 0)).all():
+        raise ValueError(f"learning_rate: expected finite numbers of at least 0, got {rate!r}")
+    return rates
 
 
 def _steps(duration: Any, unit: str, run: Run) -> Any:

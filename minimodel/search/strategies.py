@@ -14,7 +14,7 @@ layers, σ is divided by √in in a layer of so many inputs.
 """
 
 from functools import partial
-from math import sqrt
+from math import prod, sqrt
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ import numpy as np
 
 from minimodel import random, storage, tree
 from minimodel.backends import Backend, load
-from minimodel.problem import check_count, check_seed
+from minimodel.problem import check_count, check_seed, nan_last
 from minimodel.search import quasi, schedules
 from minimodel.search.evolution import (
     Gradient,
@@ -69,18 +69,19 @@ class Strategy(NamedTuple):
     schedule: schedules.Schedule | None = None
 
     def init(self, params: Tree, fitness: Any = np.inf, *, backend: str | Backend = "numpy") -> State:
-        """The state before the first generation; with the fitness of ``params``, they count as a candidate."""
+        """The state before the first generation; with the fitness of ``params``, they count as a candidate. Not for
+        ``jax.jit``: it looks at the parameters, which must be finite."""
         backend = load(backend)
         params = tree.map(partial(_floats, backend), params)
-        dtype = tree.leaves(params)[0].dtype
+        if not any(map(prod, (leaf.shape for leaf in tree.leaves(params)))):
+            raise ValueError(f"params: expected a vector, or the parameters of a network, got {params!r:.80}")
         own = self.plan.init(self._numbers(params, backend), params, backend)
-        return State(params, backend.xp.asarray(fitness, dtype=dtype), own)
+        return State(params, nan_last(_fitness(fitness, (), params, backend)), own)
 
     def ask(self, state: State, key: Array, population: int, *, backend: str | Backend = "numpy") -> Asked:
         """The candidates of a generation, whose key this is."""
-        backend = load(backend)
-        if check_count("population", population, 1) % 2 and self.plan.mirrored:
-            raise ValueError(f"population: candidates come in pairs; expected an even number, got {population}")
+        backend, population = load(backend), check_population(self, population)
+        _check("state", state, State)
         key = backend.asarray(key)
         if key.shape != (2,) or "uint32" not in str(key.dtype):
             raise ValueError(f"key: expected uint32 (2,), made by random.key, got {key.dtype} {tuple(key.shape)}")
@@ -96,16 +97,24 @@ class Strategy(NamedTuple):
     def tell(
         self, state: State, asked: Asked, fitness: Any, *, rate: Any = None, backend: str | Backend = "numpy"
     ) -> State:
-        """The state after a generation. ``rate`` is the optimizer's learning rate, by default its schedule's first."""
+        """The state after a generation, from a number for each candidate, which counts in the parameters' dtype.
+
+        ``rate`` is the optimizer's learning rate in this generation; a constant one is known.
+        """
         backend = load(backend)
-        dtype = tree.leaves(state.best)[0].dtype
-        if rate is None and self.schedule is not None:
-            rate = self.schedule(np.arange(1), schedules.Run(1))[0]
-        rate = None if rate is None else backend.xp.asarray(rate, dtype=dtype)
-        found = backend.xp.asarray(fitness, dtype=dtype)
-        count = (asked.draws.shape[0] * twins(self.plan),)
-        if found.shape != count:
-            raise ValueError(f"fitness: expected one number a candidate, {count}, got {found.shape}")
+        _check("state", state, State)
+        _check("asked", asked, Asked)
+        if self.schedule is not None:
+            if rate is None:
+                if not isinstance(self.schedule, schedules.Constant):
+                    raise ValueError("rate: the optimizer's schedule is not constant; give its rate of this generation")
+                rate = self.schedule.rates
+            rate = rate if hasattr(rate, "dtype") else number("rate", rate)
+            rate = backend.xp.asarray(rate, dtype=tree.leaves(state.best)[0].dtype)
+        drawn, width = asked.draws.shape[1:], self.plan.width(state.best)
+        if drawn != (width,):
+            raise ValueError(f"asked: expected {width} draws a candidate, as this strategy makes them, got {drawn}")
+        found = _fitness(fitness, (asked.draws.shape[0] * twins(self.plan),), state.best, backend)
         return told(self.plan, self._numbers(state.best, backend), rate, state, asked.draws, found, backend)
 
     def read(self, state: State) -> Tree:
@@ -115,14 +124,15 @@ class Strategy(NamedTuple):
     def save(self, state: State, path: str | Path) -> None:
         """Write a state to one file; ``load`` gives back the same numbers."""
         tensors = {str(i): np.asarray(leaf) for i, leaf in enumerate(tree.leaves(state))}
-        storage.write(path, storage.dumps({}, tensors))
+        storage.write(path, storage.dumps({"plan": repr(self.plan)}, tensors))
 
     def load(self, path: str | Path, params: Tree) -> State:
         """The state in a file, as NumPy arrays; ``params`` tells its form. ValueError for a file that does not fit."""
-        _, found = storage.loads(Path(path).read_bytes(), str(path))
+        header, found = storage.loads(Path(path).read_bytes(), str(path))
         like, names = self.init(params), iter(sorted(found, key=lambda name: (len(name), name)))
         expected = {str(i): (leaf.dtype, leaf.shape) for i, leaf in enumerate(tree.leaves(like))}
-        if {name: (tensor.dtype, tensor.shape) for name, tensor in found.items()} != expected:
+        shapes = {name: (tensor.dtype, tensor.shape) for name, tensor in found.items()}
+        if header.get("plan") != repr(self.plan) or shapes != expected:
             raise ValueError(f"{path}: not a state of this strategy for parameters of this form and dtype")
         return tree.map(lambda _: found[next(names)], like)
 
@@ -132,29 +142,37 @@ class Strategy(NamedTuple):
 
 
 def uniform(low: Any = -1.0, high: Any = 1.0, *, points: str = "random") -> Strategy:
-    """Every parameter drawn afresh, uniformly from [low, high).
+    """Every parameter drawn afresh, uniformly from [low, high): Brooks, A discussion of random methods for seeking
+    maxima (1958).
 
     ``points``: "random", or evenly spread "sobol", "halton" or "latin_hypercube" by scipy, here and below: a freshly
-    scrambled set in every generation.
+    scrambled set in every generation (Owen, Quasi-Monte Carlo sampling, 2003). Fewer than 2ᵏ of Sobol's are uneven.
     """
     low, high = number("low", low), number("high", high)
     if not low < high:
         raise ValueError(f"low, high: expected low below high, got {low} and {high}")
-    return _sampling("uniform", points, Spread(low, np.asarray(high - low)), scaled=False)
+    return _sampling("uniform", points, Spread(low, number("high − low", high - low)), scaled=False)
 
 
 def gaussian(sigma: Any = sqrt(2), *, points: str = "random") -> Strategy:
-    """Every layer drawn afresh from N(0, σ²/in), in being its number of inputs; σ = √2 draws like "he"."""
+    """Every layer drawn afresh from N(0, σ²/in), in being its number of inputs; σ = √2 draws like "he".
+
+    He et al., Delving deep into rectifiers (2015), equation 10.
+    """
     return _sampling("normal", points, Spread(np.zeros(()), number("sigma", sigma, 0)))
 
 
 def cauchy(scale: Any = 0.1, *, points: str = "random") -> Strategy:
-    """Every layer drawn afresh from scale/√in times a standard Cauchy number, tan(π(u − ½)): rarely, very far."""
+    """Every layer drawn afresh from scale/√in times a standard Cauchy number, tan(π(u − ½)): rarely, very far, as in
+    Szu, Hartley, Fast simulated annealing (1987)."""
     return _sampling("cauchy", points, Spread(np.zeros(()), number("scale", scale, 0)))
 
 
 def hill_climbing(sigma: Any = 0.15, *, law: str = "normal", points: str = "random") -> Strategy:
-    """θ + ε around the best θ so far, ε from N(0, σ²/in), or with ``law="cauchy"`` Cauchy numbers of scale σ/√in."""
+    """θ + ε around the best θ so far, ε from N(0, σ²/in), or with ``law="cauchy"`` Cauchy numbers of scale σ/√in.
+
+    Matyas, Random optimization (1965); with Cauchy numbers Yao, Liu, Lin, Evolutionary programming made faster (1999).
+    """
     if law not in ("normal", "cauchy"):
         raise ValueError(f"law: expected 'normal' or 'cauchy', got {law!r}")
     return _sampling(law, points, Spread(np.zeros(()), number("sigma", sigma, 0)), around_best=True)
@@ -226,6 +244,9 @@ def subspace(strategy: Strategy, dimension: int, *, seed: int, redraw: bool = Fa
     check_strategy(strategy)
     if strategy.plan.points or isinstance(strategy.plan, LowRankGradient | Subspace):
         raise ValueError("strategy: in a subspace expected one of vectors with random points, not of low rank")
+    averaged = isinstance(getattr(strategy.plan, "rule", None), Averaged)
+    if redraw and (averaged or isinstance(strategy.plan, MuLambda)):
+        raise ValueError("redraw: a mean over generations, or a start to return to, lies in one subspace; leave it out")
     return strategy._replace(plan=Subspace(strategy.plan, dimension, check_seed(seed), bool(redraw)))
 
 
@@ -235,6 +256,40 @@ def check_strategy(strategy: Any) -> None:
         raise TypeError(
             f"strategy: expected one of minimodel.strategies, hill_climbing(0.15) say, got {strategy!r:.80}"
         )
+
+
+def check_population(strategy: Strategy, population: Any) -> int:
+    """As many candidates as the strategy can learn from."""
+    population = check_count("population", population, 1)
+    if strategy.plan.mirrored and population % 2:
+        raise ValueError(
+            f"population: this strategy's candidates come in pairs; expected an even number, got {population}; "
+            "antithetic=False draws them one by one"
+        )
+    if strategy.plan.ranked and population < 2:
+        raise ValueError("population: this strategy learns from the order of candidates; expected at least 2, got 1")
+    return population
+
+
+def _check(name: str, value: Any, kind: type) -> None:
+    if not isinstance(value, kind):
+        raise TypeError(f"{name}: expected what strategy.{MAKERS[kind]} returns, got {value!r:.80}")
+
+
+MAKERS = {State: "init or tell", Asked: "ask"}
+
+
+def _fitness(values: Any, shape: tuple[int, ...], params: Tree, backend: Backend) -> Array:
+    """The values as an array of that shape and of the parameters' dtype."""
+    try:
+        found = backend.asarray(values if hasattr(values, "dtype") else np.asarray(values))
+        fits = found.shape == shape and any(kind in str(found.dtype) for kind in ("float", "int", "bool"))
+    except (TypeError, ValueError):
+        fits = False
+    if not fits:
+        expected = f"a number for each candidate, {shape}" if shape else "one number"
+        raise ValueError(f"fitness: expected {expected}, got {values!r:.80}")
+    return backend.xp.astype(found, tree.leaves(params)[0].dtype)
 
 
 def number(name: str, value: Any, above: float = -np.inf) -> np.ndarray:
@@ -251,7 +306,10 @@ def number(name: str, value: Any, above: float = -np.inf) -> np.ndarray:
 def _floats(backend: Backend, leaf: Any) -> Array:
     """The array on the backend, float32 if it was not of floats."""
     found = np.asarray(leaf) if isinstance(leaf, int | float | list) else leaf
-    found = backend.asarray(found, None if "float" in str(found.dtype) else backend.xp.float32)
+    kind = str(getattr(found, "dtype", None))
+    if not any(name in kind for name in ("float", "int", "bool")):
+        raise TypeError(f"params: expected a vector of numbers, or the parameters of a network, got {leaf!r:.80}")
+    found = backend.asarray(found, None if "float" in kind else backend.xp.float32)
     if not bool(backend.xp.all(backend.xp.isfinite(found))):
         raise ValueError("params: NaN or infinity among the parameters")
     return found

@@ -36,6 +36,11 @@ class Subspace(Plain):
     redraw: bool = False
 
     @property
+    def ranked(self) -> bool:  # type: ignore[override]
+        """As the inner plan."""
+        return self.plan.ranked
+
+    @property
     def mirrored(self) -> bool:  # type: ignore[override]
         """As the inner plan."""
         return self.plan.mirrored
@@ -76,5 +81,8 @@ class Subspace(Plain):
         return Within(own.origin + centre @ own.basis - centre @ basis, basis, inner, own.key, step)
 
     def read(self, state: State) -> Tree:
-        centre = self.plan.read(state.own.inner)
-        return unravel(state.best, state.own.origin + centre @ state.own.basis)
+        inner = state.own.inner
+        held = self.plan.read(inner)
+        if held is inner.best:  # whose place is known, though the subspace may have moved on
+            return state.best
+        return unravel(state.best, state.own.origin + held @ state.own.basis)

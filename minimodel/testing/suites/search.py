@@ -53,7 +53,8 @@ def without_fitness(values: Tree) -> Tree:
 
 
 RISING = {"8f + 3": lambda f: 8 * f + 3, "f³": lambda f: f**3, "2ᶠ": lambda f: 2.0**f, "−2⁻ᶠ": lambda f: -(2.0**-f)}
-integers = st.lists(st.integers(-9, 9).map(float), min_size=8, max_size=8)
+integer = st.integers(-9, 9).map(float)
+integers = st.lists(integer, min_size=8, max_size=8)
 fitnesses = st.lists(st.sampled_from((-3.0, 0.0, 2.0, 7.0, INF, NAN)), min_size=8, max_size=8)
 
 
@@ -158,12 +159,12 @@ class StrategySuite(Suite):
 
     @law(5, seed=st.integers(0, 99), bad=st.lists(st.integers(0, 7), min_size=1, max_size=4))
     def test_a_nan_does_not_spread(self, strategy: Strategy, seed: int, bad: list[int]) -> None:
-        """Candidates whose fitness is NaN count as those of infinity, and all that is known stays finite.
+        """Candidates whose fitness is NaN, or a start, count as those of infinity, and all that is known stays finite.
 
         Why: a network that diverges is a bad candidate, no reason to lose the others.
         Source: minimodel.search.plans.
         """
-        states = [strategy.init(params_of(seed), 1e9) for _ in range(2)]
+        states = [strategy.init(params_of(seed), value) for value in (NAN, INF)]
         for generation in range(2):
             asked = strategy.ask(states[0], random.fold_in(random.key(seed), generation), self.population)
             for i, value in enumerate((NAN, INF)):
@@ -173,16 +174,17 @@ class StrategySuite(Suite):
         assert not any(np.isnan(np.asarray(leaf)).any() for leaf in tree.leaves(states[0])), "the state holds a NaN"
         assert_same_bits(states[0], states[1], "told of NaN and of infinity")
 
-    @law(10, seed=st.integers(0, 99), fitness=integers, rising=st.sampled_from(tuple(RISING)))
+    @law(20, seed=st.integers(0, 99), worth=integer, fitness=integers, rising=st.sampled_from(tuple(RISING)))
     def test_only_the_order_of_the_fitness_counts(
-        self, strategy: Strategy, seed: int, fitness: list[float], rising: str
+        self, strategy: Strategy, seed: int, worth: float, fitness: list[float], rising: str
     ) -> None:
-        """A strictly rising function of the fitness changes no bit; ties stay ties.
+        """A strictly rising function of the fitness, that of the start too, changes no bit; ties stay ties.
 
-        Why: the scale of a loss means nothing to a search, and outliers are many.
+        Why: the scale of a loss means nothing to a search, and outliers are many. What goes by differences of the
+        fitness, as simulated annealing does, makes this an expected failure.
         Source: Hansen, The CMA evolution strategy: a tutorial (2016), section B.1; Wierstra et al. (2014).
         """
-        states = [strategy.init(params_of(seed), start) for start in (10.0, RISING[rising](10.0))]
+        states = [strategy.init(params_of(seed), start) for start in (worth, RISING[rising](worth))]
         asked, values = strategy.ask(states[0], random.key(seed), self.population), np.asarray(fitness)
         states = [strategy.tell(s, asked, f) for s, f in zip(states, (values, RISING[rising](values)), strict=True)]
         assert_same_bits(without_fitness(states[0]), without_fitness(states[1]), rising)
