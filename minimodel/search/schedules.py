@@ -54,7 +54,7 @@ class Constant:
     rates: np.ndarray  # () or (*population,)
 
     def __call__(self, steps: np.ndarray, run: Run) -> np.ndarray:
-        return np.broadcast_to(self.rates, (len(steps), *self.rates.shape))
+        return np.full((len(steps), *self.rates.shape), self.rates)
 
 
 def step(rate: Any, every: float | Sequence[float], *, factor: float = 0.1, unit: str = "epochs") -> Schedule:

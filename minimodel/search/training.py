@@ -72,7 +72,7 @@ def fit(
     options, purposes = check_options(problem, members, **training), random.fold_in(keys, np.arange(3))
     loop = Loop.of(problem, options, purposes, through)
     numbers, seen, blurs = to_backend(backend, (options.optimizer.config, values, options.noise))
-    everyone = np.ones(members, bool)
+    everyone = backend.asarray(np.ones(members, bool))
     given = Traced(numbers, masks_on(loop.static, masks), seen, blurs, everyone)
     if params is None:
         params = problem.network.init(purposes[..., INIT, :], backend=backend)
