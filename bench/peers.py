@@ -62,6 +62,11 @@ def descended(case: str, peer: str) -> Callable[[dict[str, Any]], float]:
     return read
 
 
+def at_most(case: str, peer: str) -> Callable[[dict[str, Any]], float]:
+    """How many times the bare matrix products of the step a peer takes: more than that no step in BLAS can be ahead."""
+    return lambda found: descended(case, peer)(found) / descended(case, "matrix products")(found)
+
+
 def searched(case: str, own: str, peer: str) -> Callable[[dict[str, Any]], float]:
     """How many times ours a search takes for as many candidates."""
     return lambda found: found["results"][case][peer]["ratio"] / found["results"][case][own]["ratio"]
@@ -103,6 +108,11 @@ ROWS = (
         None, needs="torch"),
     Row(f"{LARGE_TEXT}, NumPy: ours / matrix products", "descent",
         inverse(descended("large-numpy-1", "matrix products")), 1.25, most=True),
+    *(
+        Row(f"{LARGE_TEXT}, NumPy: {peer} / matrix products alone", "descent", at_most("large-numpy-1", peer), None,
+            needs=needs)
+        for peer, needs in (("scikit-learn", "sklearn"), ("PyTorch", "torch"))
+    ),
     Row(f"{SMALL_TEXT}, NumPy: scikit-learn / ours", "descent", descended("small-numpy-1", "scikit-learn"), 3.5,
         needs="sklearn"),
     Row(f"{SMALL_TEXT}, NumPy: PyTorch / ours", "descent", descended("small-numpy-1", "PyTorch"), 5.0, needs="torch"),
