@@ -25,8 +25,7 @@ from minimodel.tree import Tree
 
 WORTHWHILE = 4  # steps; a shorter scan is over before a record pays
 REDUCTIONS = {np.sum: np.add, np.max: np.maximum, np.min: np.minimum, np.any: np.logical_or, np.all: np.logical_and}
-# What each of n numbers is multiplied with.
-SUMS: dict[Any, Callable[[int], float]] = {np.sum: lambda n: 1, np.mean: lambda n: 1 / n}
+SUMS: set[Any] = {np.sum, np.mean}
 INTO = {np.clip, np.concatenate, np.round}  # functions that can write where they are told
 CONSTANTS: set[Any] = {np.zeros_like, np.ones_like}
 VIEWS = {np.reshape, np.moveaxis, np.broadcast_to, np.expand_dims, np.squeeze, np.matrix_transpose}
@@ -96,10 +95,12 @@ class Tape:
         """The result of a function of arrays, in a buffer of its own that every replay fills anew."""
         plain, named = raw(args), {name: raw(value) for name, value in kwargs.items()}
         result = fn(*plain, **named)
-        if isinstance(result, tuple):
-            raise TypeError("only functions with one result are recorded")
+        if result is None or isinstance(result, tuple) or "out" in kwargs:
+            raise TypeError("only functions with one result, a new array, are recorded")
         result = np.asarray(result)
-        if fn in VIEWS and any(np.shares_memory(result, arg) for arg in plain if isinstance(arg, np.ndarray)):
+        if any(np.shares_memory(result, arg) for arg in plain if isinstance(arg, np.ndarray)):
+            if fn not in VIEWS:
+                raise TypeError("what may be changed by another name is not recorded")
             return Recorded(result, self, args)  # the buffer stays, and so does a view of it
         unused = self.free[result.shape, result.dtype]
         buffer = unused.pop() if unused else np.empty_like(result, order="C")
@@ -199,8 +200,9 @@ class Recorded(NDArrayOperatorsMixin):
             return constant
         x, at = args[0], kwargs.get("axis")
         if fn in SUMS and kwargs in ({"axis": -1}, {"axis": -2}) and x.dtype.kind == "f":
-            weights = np.full(x.shape[at], SUMS[fn](x.shape[at]), x.dtype)
-            return self.tape.call(np.matmul, *((x, weights) if at == -1 else (weights, x)))
+            ones = np.ones(x.shape[at], x.dtype)
+            total = self.tape.call(np.matmul, *((x, ones) if at == -1 else (ones, x)))
+            return total if fn is np.sum else total / x.shape[at]  # so that a mean of zeros and ones is exact
         if fn in REDUCTIONS:
             fn = REDUCTIONS[fn].reduce
             kwargs = {"axis": None, **kwargs}
@@ -210,10 +212,9 @@ class Recorded(NDArrayOperatorsMixin):
         if method != "__call__":
             raise TypeError("only calls of ufuncs are recorded")
         target = out[0] if out else None
-        if isinstance(target, np.ndarray) and target is not inputs[0]:
-            raise TypeError("a result is not recorded in an array from outside the step")
-        # Scalars are not changed in place, and a constant must be the same in the next step: both get a new buffer.
-        if not isinstance(target, Recorded) or target.ndim == 0:
+        if isinstance(target, np.ndarray) or any(isinstance(value, Recorded) for value in kwargs.values()):
+            raise TypeError("neither a change of a constant is recorded, nor one of some entries")
+        if target is None or target.ndim == 0:  # scalars are not changed in place, but get a new buffer
             return self.tape.call(ufunc, *inputs, **kwargs)
         call = write(ufunc, raw(inputs), kwargs, target.value)
         call()

@@ -113,7 +113,7 @@ def draw(results: dict[str, Any], title: str, path: Path) -> None:
     """Mean test accuracy against evaluations, with a band of one standard error."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()
     for i, (name, found) in enumerate(results.items()):
         x = [point["evaluations"] for point in found["runs"][0]["points"]]
@@ -122,7 +122,7 @@ def draw(results: dict[str, Any], title: str, path: Path) -> None:
         line = axes.plot(x, mean, ("-", "--", ":", "-.")[i // 5], label=name)[0]
         axes.fill_between(x, mean - error, mean + error, color=line.get_color(), alpha=0.2, linewidth=0)
     axes.set(xscale="log", xlabel="candidates evaluated", ylabel="test accuracy, %", title=title)
-    axes.legend(fontsize=8, loc="upper left")
+    figure.legend(fontsize=8, loc="outside right upper")
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
 

@@ -163,10 +163,17 @@ def test_chunks_change_nothing(maker):
     assert_chunks_change_nothing(mm.backends.load("numpy"), strategy=maker(0.1))
 
 
-@given(population=st.integers(1, 12), size=st.integers(1, 12), name=st.sampled_from(["snes", "open_es", "low_rank_es"]))
-def test_any_chunk_gives_the_same(population, size, name):
-    """Also of a population that no chunk divides, whose last one is filled up with candidates that do not count."""
+@given(
+    population=st.integers(1, 12),
+    size=st.integers(1, 12),
+    name=st.sampled_from(["snes", "open_es", "low_rank_es"]),
+    fitness=st.sampled_from([None, error_rate]),
+)
+def test_any_chunk_gives_the_same(population, size, name, fitness):
+    """Also of a population that no chunk divides, whose last one is filled up with candidates that do not count; and
+    ties of the error rate stay ties."""
     options = {"seed": 0, "generations": 4, "population": 2 * population, "strategy": getattr(strategies, name)()}
+    options["fitness"] = fitness
     backend, taken = mm.backends.load("numpy"), 6 * len(data().train.x)
     found = [
         mm.random_search(NETWORK, data(), backend=replace(backend, room=room), **options)
@@ -240,7 +247,7 @@ print(json.dumps([found, sorted(shards)]))
 
 
 def test_devices_change_nothing_and_share_the_population():
-    """Four of them, in a process of its own, against one; a population of 6 cannot be shared and still is the same."""
+    """Four of them, in a process of its own, against one; one of 6 is filled up to 8."""
     pytest.importorskip("jax")
     flags = "--xla_force_host_platform_device_count=4 " + os.environ["XLA_FLAGS"]
     run = subprocess.run(
@@ -373,8 +380,26 @@ def test_the_bytes_of_a_model_are_a_fitness(backend):
 
 def test_a_fitness_that_jax_cannot_compile_says_so():
     pytest.importorskip("jax")
-    with pytest.raises(TypeError, match=r"^fitness: .*pure_callback"):
-        mm.random_search(NETWORK, data(), seed=0, backend="jax", fitness=lambda p, z, t: np.asarray(z).sum((1, 2)))
+    for fitness, error in (
+        (lambda p, z, t: np.asarray(z).sum((1, 2)), TypeError),
+        (lambda p, z, t: z[z > 0], ValueError),
+    ):
+        with pytest.raises(error, match=r"^fitness: .*pure_callback"):
+            mm.random_search(NETWORK, data(), seed=0, backend="jax", fitness=fitness)
+
+
+def test_an_error_within_a_fitness_says_what_it_was():
+    with pytest.raises(TypeError, match=r"^fitness: expected .* of arrays; it raised TypeError: unsupported"):
+        mm.random_search(NETWORK, data(), seed=0, fitness=lambda params, outputs, targets: len(params) + "a")
+
+
+def test_a_fitness_may_give_an_array_of_numpy(backend):
+    fitness = np.arange(8.0) if "jax" not in backend.name else list(range(8))
+    options = {"generations": 1, "population": 8}
+    model = mm.random_search(
+        NETWORK, data(), seed=0, backend=backend, fitness=lambda p, z, t: fitness[: z.shape[0]], **options
+    )
+    assert model.history["loss"][-1] == 0
 
 
 def test_outputs_that_are_not_finite_are_errors():
@@ -634,6 +659,8 @@ def test_a_search_is_not_gone_on_with_on_other_rows():
     train = mm.Dataset(data().train.x, np.roll(data().train.y, 1))
     with pytest.raises(ValueError, match="resume: expected a model"):
         mm.random_search(NETWORK, replace(data(), train=train), generations=8, resume=model, **options)
+    with pytest.raises(ValueError, match="resume: expected a model"):
+        mm.random_search(NETWORK, replace(data(), validation=train), generations=8, resume=model, **options)
 
 
 def test_more_kept_than_seen_stand_behind_the_candidates():

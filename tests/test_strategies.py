@@ -12,6 +12,7 @@ import minimodel as mm
 from minimodel import optimizers, random, schedules, strategies, tree
 from minimodel.network import Layer, LowRank, Mirrored, dense
 from minimodel.search import quasi, random_search
+from minimodel.search.plans import Plain
 from minimodel.search.random_search import error_rate
 from minimodel.search.strategies import Asked
 from minimodel.testing.suites import StrategySuite
@@ -522,6 +523,10 @@ BAD = {
     "no state": (lambda: CLIMBING.tell(None, Asked(np.ones((4, 3)), None), [1] * 4), "state"),
     "ask of no state": (lambda: CLIMBING.ask(None, KEY, 4), "state"),
     "no rate of a schedule": (lambda: told_of([1] * 4, FALLING), "rate"),
+    "a rate of NaN given": (lambda: told_of([1] * 4, FALLING, rate=np.float64(NAN)), "rate"),
+    "a negative rate": (lambda: told_of([1] * 4, FALLING, rate=-0.1), "rate"),
+    "several rates": (lambda: told_of([1] * 4, FALLING, rate=np.ones(3)), "rate"),
+    "a rate of no optimizer": (lambda: told_of([1] * 4, rate=0.1), "rate"),
     "a rate of text": (lambda: told_of([1] * 4, FALLING, rate="fast"), "rate"),
     "a start of several fitnesses": (lambda: CLIMBING.init(np.ones(3), [1, 2, 3]), "fitness"),
     "a start of text": (lambda: CLIMBING.init("start"), "params"),
@@ -638,6 +643,25 @@ def test_what_the_start_is_worth_counts(strategy):
     np.testing.assert_array_equal(strategy.read(state), start)
     found = state.own.point if hasattr(state.own, "point") else state.own.inner.best @ state.own.basis + start
     np.testing.assert_allclose(found, start)
+
+
+def test_another_plan_does_not_take_a_state(tmp_path):
+    one, other = (strategies.subspace(strategies.snes(), 3, seed=seed) for seed in (0, 1))
+    one.save(one.init(np.ones(5)), tmp_path / "state")
+    with pytest.raises(ValueError, match="not a state of this strategy"):
+        other.load(tmp_path / "state", np.ones(5))
+
+
+def test_a_state_of_ones_own_plan_is_found_in_another_process(tmp_path):
+    """By its class: what Python prints of an object differs from process to process."""
+
+    class Own(Plain):
+        place = strategies.hill_climbing().plan.place
+
+    strategy = strategies.Strategy(Own(), 0.1)
+    strategy.save(strategy.init(np.ones(3)), tmp_path / "state")
+    again = strategies.Strategy(Own(), 0.1).load(tmp_path / "state", np.ones(3))
+    np.testing.assert_array_equal(again.best, np.ones(3))
 
 
 def test_integers_become_floats():

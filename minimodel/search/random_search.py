@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import reduce
 from time import perf_counter
 from typing import Any, NamedTuple
 from zlib import crc32
@@ -10,7 +11,7 @@ import numpy as np
 
 from minimodel import losses, random, tree
 from minimodel.backends import Backend, load
-from minimodel.datasets import Dataset, Splits
+from minimodel.datasets import Splits
 from minimodel.losses import Loss
 from minimodel.model import Model, new_model
 from minimodel.network import Layer, Network, Params
@@ -166,7 +167,8 @@ def random_search(
     if measure is error_rate and not problem.loss.labels:
         raise ValueError(f"fitness: error_rate needs labels, which {problem.loss.name} has not; leave it out")
     static = Static(backend, network, measure, held, strategy.plan, population, batch_size, own_batches)
-    made = (strategy.plan, measure, int(seed), used, batch_size, own_batches, checksum(data.train))
+    seen = checksum(data.train.x[:used], data.train.y[:used], *data.validation)
+    made = (strategy.plan, measure, int(seed), used, batch_size, own_batches, seen)
     draws, batches = (backend.asarray(random.fold_in(key, use)) for use in (DRAWS, BATCHES))
     given = Given(to_backend(backend, strategy.config), part, draws, batches)
     if resume is None:
@@ -179,10 +181,9 @@ def random_search(
     return finished(search, given, log, static, problem, data, made)
 
 
-def checksum(part: Dataset) -> int:
-    """Of the rows and their targets: a fitness that was found on others is worth nothing."""
-    x, y = map(np.ascontiguousarray, part)
-    return crc32(y.data, crc32(x.data))
+def checksum(*arrays: np.ndarray) -> int:
+    """Of rows and targets: a fitness that was found on others is worth nothing."""
+    return reduce(lambda found, values: crc32(np.ascontiguousarray(values).data, found), arrays, 0)
 
 
 def random_start(network: Network, params: Params | None, key: np.ndarray, backend: Backend) -> Params:
@@ -269,11 +270,12 @@ def measured(candidates: Params, part: Rows, static: Static) -> Array:
         outputs = network.apply(candidates, part.x)
     try:
         found = static.fitness(formed(candidates) if is_own(static) else candidates, outputs, part.t)
-        found = found if hasattr(found, "dtype") else xp.asarray(found)
-    except TypeError as error:
-        raise TypeError(
-            "fitness: expected a function (params, outputs, targets) of arrays; on JAX, which compiles it, what needs "
-            f"the numbers themselves goes in a jax.pure_callback; got {error}"
+        found = found if type(found) is type(outputs) else static.backend.asarray(found)
+    except (TypeError, ValueError, IndexError) as error:
+        hint = " for JAX to compile; what needs the numbers themselves goes in a jax.pure_callback"
+        raise (TypeError if isinstance(error, TypeError) else ValueError)(
+            f"fitness: expected a function (params, outputs, targets) -> (P,) of arrays"
+            f"{hint if 'jax' in static.backend.name else ''}; it raised {type(error).__name__}: {error}"
         ) from error
     if found.shape != (count := outputs.shape[:1]) or not any(kind in str(found.dtype) for kind in KINDS):
         raise ValueError(f"fitness: expected a number for each candidate, {count}, got {found.dtype} {found.shape}")

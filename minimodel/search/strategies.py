@@ -13,6 +13,7 @@ layers, σ is divided by √in in a layer of so many inputs.
 ``random_search`` drives a strategy on a network.
 """
 
+from dataclasses import is_dataclass
 from functools import partial
 from math import prod, sqrt
 from pathlib import Path
@@ -79,7 +80,7 @@ class Strategy(NamedTuple):
         return State(params, nan_last(_fitness(fitness, (), params, backend)), own)
 
     def ask(self, state: State, key: Array, population: int, *, backend: str | Backend = "numpy") -> Asked:
-        """The candidates of a generation, whose key this is."""
+        """The candidates of a generation, whose key this is. Quasi-random points come from the host: no ``jax.jit``."""
         backend, population = load(backend), check_population(self, population)
         _check("state", state, State)
         key = backend.asarray(key)
@@ -109,8 +110,11 @@ class Strategy(NamedTuple):
                 if not isinstance(self.schedule, schedules.Constant):
                     raise ValueError("rate: the optimizer's schedule is not constant; give its rate of this generation")
                 rate = self.schedule.rates
-            rate = rate if hasattr(rate, "dtype") else number("rate", rate)
+            if isinstance(rate, int | float | str | list | np.ndarray | np.generic) and number("rate", rate) < 0:
+                raise ValueError(f"rate: expected a number of at least 0, got {rate!r}")
             rate = backend.xp.asarray(rate, dtype=tree.leaves(state.best)[0].dtype)
+        elif rate is not None:
+            raise ValueError(f"rate: this strategy has no optimizer; leave it out, got {rate!r:.80}")
         drawn, width = asked.draws.shape[1:], self.plan.width(state.best)
         if drawn != (width,):
             raise ValueError(f"asked: expected {width} draws a candidate, as this strategy makes them, got {drawn}")
@@ -124,7 +128,7 @@ class Strategy(NamedTuple):
     def save(self, state: State, path: str | Path) -> None:
         """Write a state to one file; ``load`` gives back the same numbers."""
         tensors = {str(i): np.asarray(leaf) for i, leaf in enumerate(tree.leaves(state))}
-        storage.write(path, storage.dumps({"plan": repr(self.plan)}, tensors))
+        storage.write(path, storage.dumps({"plan": _name(self.plan)}, tensors))
 
     def load(self, path: str | Path, params: Tree) -> State:
         """The state in a file, as NumPy arrays; ``params`` tells its form. ValueError for a file that does not fit."""
@@ -132,7 +136,7 @@ class Strategy(NamedTuple):
         like, names = self.init(params), iter(sorted(found, key=lambda name: (len(name), name)))
         expected = {str(i): (leaf.dtype, leaf.shape) for i, leaf in enumerate(tree.leaves(like))}
         shapes = {name: (tensor.dtype, tensor.shape) for name, tensor in found.items()}
-        if header.get("plan") != repr(self.plan) or shapes != expected:
+        if header.get("plan") != _name(self.plan) or shapes != expected:
             raise ValueError(f"{path}: not a state of this strategy for parameters of this form and dtype")
         return tree.map(lambda _: found[next(names)], like)
 
@@ -269,6 +273,11 @@ def check_population(strategy: Strategy, population: Any) -> int:
     if strategy.plan.ranked and population < 2:
         raise ValueError("population: this strategy learns from the order of candidates; expected at least 2, got 1")
     return population
+
+
+def _name(plan: Plan) -> str:
+    """The same in another process."""
+    return repr(plan) if is_dataclass(plan) else type(plan).__qualname__
 
 
 def _check(name: str, value: Any, kind: type) -> None:
