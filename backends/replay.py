@@ -117,6 +117,7 @@ class Tape:
                 needed |= owners(work.sources)
                 kept.append(work.calls)
         self.calls = [call for calls in reversed(kept) for call in calls]
+        self.work.clear()  # with it goes what nothing needs
 
 
 def owners(values: Any) -> set[int]:

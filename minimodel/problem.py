@@ -321,6 +321,11 @@ def check_masks(network: Network, masks: Any, population: int | None) -> Masks:
     return tuple(mask.astype(bool) for mask in arrays)
 
 
+def holds_numbers(dtype: Any) -> bool:
+    """Whether a dtype of any namespace is of real numbers, or of yes and no."""
+    return any(kind in str(dtype) for kind in ("float", "int", "bool"))
+
+
 def nan_last(loss: Array) -> Array:
     """The loss with NaN as infinity: worse than any number, so that a comparison can tell."""
     xp = tree.namespace(loss)

@@ -495,12 +495,6 @@ def test_the_gradient_is_that_of_explicit_perturbations(maker, antithetic):
 # Bad input.
 
 
-def told(fitness, asked=None, strategy=None):
-    strategy = strategies.snes() if strategy is None else strategy
-    state = strategy.init(np.ones(3))
-    return strategy.tell(state, strategy.ask(state, KEY, 4), fitness)
-
-
 CLIMBING, FALLING = strategies.hill_climbing(), strategies.open_es(optimizer=optimizers.adam(schedules.cosine(0.1)))
 
 AVERAGED = strategies.open_es(optimizer=optimizers.momentum(0.1, average=0.5))
@@ -581,8 +575,8 @@ BAD = {
         lambda: strategies.open_es().ask(strategies.open_es().init(np.ones(3)), KEY, 3),
         "population",
     ),
-    "too few fitnesses": (lambda: told([1.0, 2.0]), "fitness"),
-    "one fitness": (lambda: told(1.0), "fitness"),
+    "too few fitnesses": (lambda: told_of([1.0, 2.0]), "fitness"),
+    "one fitness": (lambda: told_of(1.0), "fitness"),
 }  # fmt: skip
 
 

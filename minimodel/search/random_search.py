@@ -22,6 +22,7 @@ from minimodel.problem import (
     Rows,
     check_count,
     check_params,
+    holds_numbers,
     nan_last,
     prepare,
     run_keys,
@@ -36,7 +37,6 @@ from minimodel.tree import Array, Tree
 INIT, DRAWS, BATCHES = 0, 1, 2  # what the run's key is folded with: initial parameters, candidates, mini-batches
 GENERATIONS = 10  # in one program; between two of them the host looks and reports
 
-KINDS = ("float", "int", "bool")  # of numbers that a fitness may be
 Fitness = Callable[[Params, Array, Array], Array]  # (params, outputs, targets) -> one number a candidate
 
 
@@ -277,7 +277,7 @@ def measured(candidates: Params, part: Rows, static: Static) -> Array:
             f"fitness: expected a function (params, outputs, targets) -> (P,) of arrays"
             f"{hint if 'jax' in static.backend.name else ''}; it raised {type(error).__name__}: {error}"
         ) from error
-    if found.shape != (count := outputs.shape[:1]) or not any(kind in str(found.dtype) for kind in KINDS):
+    if found.shape != (count := outputs.shape[:1]) or not holds_numbers(found.dtype):
         raise ValueError(f"fitness: expected a number for each candidate, {count}, got {found.dtype} {found.shape}")
     return found if found.dtype == xp.float32 else xp.astype(found, xp.float32)
 

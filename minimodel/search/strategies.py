@@ -23,7 +23,7 @@ import numpy as np
 
 from minimodel import random, storage, tree
 from minimodel.backends import Backend, load
-from minimodel.problem import check_count, check_seed, nan_last
+from minimodel.problem import check_count, check_seed, holds_numbers, nan_last
 from minimodel.search import quasi, schedules
 from minimodel.search.evolution import (
     Gradient,
@@ -82,7 +82,7 @@ class Strategy(NamedTuple):
     def ask(self, state: State, key: Array, population: int, *, backend: str | Backend = "numpy") -> Asked:
         """The candidates of a generation, whose key this is. Quasi-random points come from the host: no ``jax.jit``."""
         backend, population = load(backend), check_population(self, population)
-        _check("state", state, State)
+        _check("state", state, State, "init or tell")
         key = backend.asarray(key)
         if key.shape != (2,) or "uint32" not in str(key.dtype):
             raise ValueError(f"key: expected uint32 (2,), made by random.key, got {key.dtype} {tuple(key.shape)}")
@@ -103,8 +103,8 @@ class Strategy(NamedTuple):
         ``rate`` is the optimizer's learning rate in this generation; a constant one is known.
         """
         backend = load(backend)
-        _check("state", state, State)
-        _check("asked", asked, Asked)
+        _check("state", state, State, "init or tell")
+        _check("asked", asked, Asked, "ask")
         if self.schedule is not None:
             if rate is None:
                 if not isinstance(self.schedule, schedules.Constant):
@@ -280,19 +280,16 @@ def _name(plan: Plan) -> str:
     return repr(plan) if is_dataclass(plan) else type(plan).__qualname__
 
 
-def _check(name: str, value: Any, kind: type) -> None:
+def _check(name: str, value: Any, kind: type, maker: str) -> None:
     if not isinstance(value, kind):
-        raise TypeError(f"{name}: expected what strategy.{MAKERS[kind]} returns, got {value!r:.80}")
-
-
-MAKERS = {State: "init or tell", Asked: "ask"}
+        raise TypeError(f"{name}: expected what strategy.{maker} returns, got {value!r:.80}")
 
 
 def _fitness(values: Any, shape: tuple[int, ...], params: Tree, backend: Backend) -> Array:
     """The values as an array of that shape and of the parameters' dtype."""
     try:
         found = backend.asarray(values if hasattr(values, "dtype") else np.asarray(values))
-        fits = found.shape == shape and any(kind in str(found.dtype) for kind in ("float", "int", "bool"))
+        fits = found.shape == shape and holds_numbers(found.dtype)
     except (TypeError, ValueError):
         fits = False
     if not fits:
@@ -316,7 +313,7 @@ def _floats(backend: Backend, leaf: Any) -> Array:
     """The array on the backend, float32 if it was not of floats."""
     found = np.asarray(leaf) if isinstance(leaf, int | float | list) else leaf
     kind = str(getattr(found, "dtype", None))
-    if not any(name in kind for name in ("float", "int", "bool")):
+    if not holds_numbers(kind):
         raise TypeError(f"params: expected a vector of numbers, or the parameters of a network, got {leaf!r:.80}")
     found = backend.asarray(found, None if "float" in kind else backend.xp.float32)
     if not bool(backend.xp.all(backend.xp.isfinite(found))):
