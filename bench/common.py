@@ -75,8 +75,8 @@ def available_two() -> list[str]:
 
 
 def plus_minus(values: Any, sign: str = "") -> str:
-    """Mean ± standard error of an array."""
-    return f"{values.mean():{sign}6.2f} ± {standard_error(values):.2f}"
+    """Mean ± standard error of an array; the mean alone of one value."""
+    return f"{values.mean():{sign}6.2f}" + (f" ± {standard_error(values):.2f}" if values.size > 1 else "")
 
 
 def machine() -> dict[str, Any]:
