@@ -21,6 +21,7 @@ from minimodel.bench import (
     integers,
     mnist,
     pipeline,
+    profile,
     pruning,
     search,
     sparse,
@@ -84,6 +85,18 @@ def test_descent_beside_its_peers(monkeypatch, tmp_path, capsys):
         losses = [row["loss"] for row in case.values() if row["loss"] is not None]
         assert max(losses) < 1.5
     assert "times ours" in capsys.readouterr().out
+
+
+def test_profile(monkeypatch, tmp_path, capsys):
+    """Every product of the step is there, forward and back, and each kind of call once."""
+    for name, value in {"ROWS": {"small": 64}, "EPOCHS": 2}.items():
+        monkeypatch.setattr(profile, name, value)
+    monkeypatch.setattr(descent, "SIZES", {"small": ((8, 6, 3), 16)})
+    found = run(profile, monkeypatch, tmp_path)["results"]["small"]
+    products = {"(16, 8) (8, 6) (16, 6)", "(16, 6) (6, 3) (16, 3)", "(8, 16) (16, 6) (8, 6)", "(16, 3) (3, 6) (16, 6)"}
+    assert {f"dot {shapes}" for shapes in products} <= set(found)
+    assert all(value > 0 for value in found.values())
+    assert "8-6-3:" in capsys.readouterr().out
 
 
 def test_streaming(monkeypatch, tmp_path, capsys):
