@@ -164,9 +164,17 @@ def largest(arrays: tuple[Array, ...], k: Any) -> tuple[Array, ...]:
         return jnp.where(enough, candidate, found)
 
     bar = lax.fori_loop(0, 32, halve, jnp.zeros(k.shape, jnp.uint32))[..., None]
-    room, masks = k - sum(count(b > bar) for b in bits), []
-    for b in bits:
-        ties = b == bar
-        masks.append((b > bar) | (ties & (jnp.cumsum(ties, axis=-1, dtype=jnp.int32) <= room[..., None])))
-        room = room - count(ties)
-    return tuple(masks)
+
+    def all_of_them() -> tuple[Array, ...]:
+        return tuple(b >= bar for b in bits)
+
+    def first_ties() -> tuple[Array, ...]:
+        room, masks = k - sum(count(b > bar) for b in bits), []
+        for b in bits:
+            ties = b == bar
+            masks.append((b > bar) | (ties & (jnp.cumsum(ties, axis=-1, dtype=jnp.int32) <= room[..., None])))
+            room = room - count(ties)
+        return tuple(masks)
+
+    exact = sum(map(count, all_of_them())) == k  # as where no floats are equal, which saves the running sum
+    return lax.cond(jnp.all(exact), all_of_them, first_ties)
