@@ -53,8 +53,9 @@ def make(variant: str | None = None, *, xp: Any = None, debug: bool = False) -> 
 
 def asarray(xp: Any, x: Any, dtype: Any = None, copy: bool = True) -> Array:
     """A copy of ``x`` as an array of ``xp``, or where it need not be one, x itself if it can."""
-    own = hasattr(x, "__array_namespace__") and x.__array_namespace__() is xp
-    return xp.asarray(x if own else np.asarray(x), dtype=dtype, copy=copy or None)
+    given = x if tree.space_of(x) is xp else np.asarray(x, order="C")  # PyTorch takes no negative strides
+    found = xp.asarray(given, copy=copy or None)
+    return found if dtype is None else xp.astype(found, dtype, copy=False)
 
 
 def eager_jit(xp: Any, fn: Callable[..., Any], static: tuple[str, ...] = (), donate: tuple[str, ...] = ()) -> Any:
@@ -82,7 +83,7 @@ def poisoning_jit(xp: Any, fn: Callable[..., Any], static: tuple[str, ...] = (),
         bound = signature.bind(*args, **kwargs)
         for name in donate:
             given = bound.arguments[name]
-            bound.arguments[name] = tree.map(lambda leaf: leaf.__array_namespace__().asarray(leaf, copy=True), given)
+            bound.arguments[name] = tree.map(lambda leaf: tree.namespace(leaf).asarray(leaf, copy=True), given)
             for leaf in (leaf for leaf in tree.leaves(given) if leaf.ndim):  # NumPy's scalars cannot be written to
                 leaf[...] = float("nan") if "float" in str(leaf.dtype) else 0
         return run(*bound.args, **bound.kwargs)

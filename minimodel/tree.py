@@ -3,6 +3,7 @@
 Tuples are what JAX takes as they are and what NumPy needs no library for. ``None`` is an empty tree.
 """
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -58,9 +59,17 @@ _spaces: dict[type, Any] = {}  # the namespace of each array type seen: asking t
 
 
 def _space(leaf: Any) -> Any:
-    if not hasattr(leaf, "__array_namespace__"):
+    if (found := space_of(leaf)) is None:
         raise TypeError(f"expected an array, got {type(leaf).__name__}; move it to a backend with backend.asarray")
-    return _spaces.setdefault(type(leaf), leaf.__array_namespace__())
+    return _spaces.setdefault(type(leaf), found)
+
+
+def space_of(value: Any) -> Any:
+    """The namespace that an array tells, or that array-api-compat, where it is in use, tells of it; None of others."""
+    if hasattr(value, "__array_namespace__"):
+        return value.__array_namespace__()
+    compat = sys.modules.get("array_api_compat")
+    return compat.array_namespace(value) if compat and compat.is_array_api_obj(value) else None
 
 
 def align(value: Array, leaf: Array) -> Array:
