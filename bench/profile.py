@@ -1,11 +1,12 @@
-"""Where a step of gradient descent on NumPy spends its time: every call that its record holds, by function and arrays.
+"""Where the algorithms spend their time on NumPy: every call that the record of a step holds, by function and arrays.
 
-The whole of ``bench.descent`` runs, on one network, with a clock around each call. What is left over is copying the
-row numbers in and the losses out, and the clock itself.
+Whole calls run, of a small and a large network, with a clock around each call of the step. What is left over is copying
+the row numbers in and the losses out, and the clock itself.
 """
 
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -13,28 +14,46 @@ from unittest import mock
 
 import numpy as np
 
+import minimodel as mm
 from minimodel.backends import replay
 from minimodel.bench import descent, resources
 from minimodel.bench.common import arguments, report
 
-ROWS = {"small": 1_440, "large": 12_800}
-EPOCHS = 10
+STEPS, POPULATION = 500, 1_024
 
 
 def main() -> None:
-    """Print and store the table of each size."""
+    """Print and store the tables."""
     parser = arguments(__doc__)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
-    results = {}
+    results: dict[str, dict[str, float]] = {}
     with resources.threads(options.threads) as threads:
-        for size, (layers, batch) in descent.SIZES.items():
-            results[size] = profiled(layers, batch, ROWS[size])
-            show("-".join(map(str, layers)), results[size])
+        for layers, batch in descent.SIZES.values():
+            for name, run in algorithms(layers, batch).items():
+                title = f"{'-'.join(map(str, layers))}, {batch} rows, {name}"
+                results[title] = profiled(run)
+                show(title, results[title])
     report({"threads": threads, "results": results}, options.out)
 
 
-def profiled(sizes: tuple[int, ...], batch: int, rows: int) -> dict[str, float]:
+def algorithms(sizes: tuple[int, ...], batch: int) -> dict[str, Callable[[], Any]]:
+    """Each of the four, over so many steps; of random search one is a chunk of candidates."""
+    data, network = descent.problem(sizes, 10 * batch), mm.Network(sizes)
+    dense = mm.gradient_descent(network, data, seed=0, epochs=0)
+    training: dict[str, Any] = {
+        "seed": 0, "epochs": STEPS // 10, "batch_size": batch, "optimizer": mm.optimizers.momentum(descent.RATE)
+    }  # fmt: skip
+    search = partial(mm.random_search, network, data, seed=0, generations=STEPS // 100 or 1, population=POPULATION)
+    return {
+        "gradient descent": partial(mm.gradient_descent, network, data, **training),
+        f"random search, {POPULATION} candidates": partial(search, strategy=mm.strategies.open_es(0.1), rows=batch),
+        "retraining while pruned": partial(mm.prune, dense, data, sparsity=0.9, **training),
+        "retraining through the rounding": partial(mm.quantize, dense, data, bits=4, **training),
+    }
+
+
+def profiled(run: Callable[[], Any]) -> dict[str, float]:
     """Microseconds of a step: of every kind of call the sum of the medians, greatest first."""
     taken: dict[int, list[float]] = defaultdict(list)  # of each call, by its place in the step
     names: list[str] = []
@@ -43,11 +62,11 @@ def profiled(sizes: tuple[int, ...], batch: int, rows: int) -> dict[str, float]:
     def timed(tape: replay.Tape, results: list[np.ndarray]) -> None:
         finish(tape, results)
         names[:] = map(described, tape.calls)
-        taken.clear()  # the last record is that of the epoch
+        taken.clear()  # the last record is that of the step
         tape.calls = [clocked(call, taken[i]) for i, call in enumerate(tape.calls)]
 
     with mock.patch.object(replay.Tape, "finish", timed):
-        descent.ours(descent.problem(sizes, rows), sizes, batch, EPOCHS, "numpy", None)
+        run()
     found: dict[str, float] = defaultdict(float)
     for i, name in enumerate(names):
         found[name] += median(taken[i]) * 1e6
@@ -75,12 +94,12 @@ def described(call: Any) -> str:
     return " ".join([name, *shapes])
 
 
-def show(network: str, found: dict[str, float]) -> None:
-    """One line for each kind of call that takes a hundredth, and the rest."""
+def show(title: str, found: dict[str, float]) -> None:
+    """One line for each kind of call that takes a fortieth, and the rest."""
     total = sum(found.values())
     products = sum(value for name, value in found.items() if name.startswith(("dot", "matmul")))
-    print(f"\n{network}: {total:.0f} µs a step, {products / total:.0%} in products")
-    lines = {name: value for name, value in found.items() if value > total / 100}
+    print(f"\n{title}: {total:.0f} µs a step, {products / total:.0%} in products")
+    lines = {name: value for name, value in found.items() if value > total / 40}
     for name, value in (*lines.items(), ("the rest", total - sum(lines.values()))):
         print(f"{name:<64} {value:8.1f} µs {value / total:6.1%}", flush=True)
 
