@@ -154,9 +154,8 @@ ACTIVATIONS = {
 
 
 # relu whose values are integers of b bits: with n = 2ᵇ − 1 and the step s = 4/n, f(z) = s·round(clip(z, 0, 4)/s). Its
-# derivative is taken as if rounding were the identity (Bengio, Léonard, Courville 2013), and as 0 where round(z/s) is
-# clipped: that is torch's rule, half a step wider than the slope of clip, and learns better with few bits. The range
-# [0, 4] is no restriction: the weights on either side of it scale as they need.
+# derivative is taken as that of the clipping, as if rounding were the identity (Bengio, Léonard, Courville 2013). The
+# range [0, 4] is no restriction: the weights on either side of it scale as they need.
 TOP = 4.0
 
 
@@ -167,11 +166,12 @@ def _stepped(n: int) -> Activation:
         a *= TOP / n
         return a
 
-    def slope(z: Array, a: Array) -> Array:
-        """1 where −s/2 < z < 4 + s/2, else 0"""
-        return namespace(z).astype((z > -TOP / n / 2) & (z < TOP + TOP / n / 2), z.dtype)
+    return Activation(value, _stepped_slope, _zero)
 
-    return Activation(value, slope, _zero)
+
+def _stepped_slope(z: Array, a: Array) -> Array:
+    """1 where 0 < z < 4, else 0"""
+    return namespace(z).astype((z > 0) & (z < TOP), z.dtype)
 
 
 STEPPED = {f"relu_{bits}bit": _stepped(2**bits - 1) for bits in range(1, 9)}

@@ -117,7 +117,9 @@ def test_relu_of_few_bits_against_torch(backend, oracle, bits):
     found = backend.to_numpy(found)
     tie = np.abs(z * n / 4 - np.floor(z * n / 4) - 0.5) < 1e-3  # torch multiplies by 1/(4/n), we by n/4
     np.testing.assert_allclose(found[~tie], expected.detach().numpy()[~tie], rtol=1e-6)
-    np.testing.assert_array_equal(slope[~tie], given.grad.numpy()[~tie])
+    inside = (z > 1e-3) & (z < 4 - 1e-3)
+    outside = (z < -1e-3 - 2 / n) | (z > 4 + 1e-3 + 2 / n)  # torch lets half a step more through
+    np.testing.assert_array_equal(slope[inside | outside], given.grad.numpy()[inside | outside])
     assert found.dtype == np.float32 and len(np.unique(np.round(found * n / 4))) == n + 1
     np.testing.assert_allclose(np.round(found * n / 4), found * n / 4, atol=1e-4)
 
