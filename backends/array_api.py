@@ -54,8 +54,7 @@ def make(variant: str | None = None, *, xp: Any = None, debug: bool = False) -> 
 def asarray(xp: Any, x: Any, dtype: Any = None, copy: bool = True) -> Array:
     """A copy of ``x`` as an array of ``xp``, or where it need not be one, x itself if it can."""
     given = x if tree.space_of(x) is xp else np.asarray(x, order="C")  # PyTorch takes no negative strides
-    found = xp.asarray(given, copy=copy or None)
-    return found if dtype is None else xp.astype(found, dtype, copy=False)
+    return xp.asarray(given, copy=copy or None) if dtype is None else xp.astype(xp.asarray(given), dtype, copy=copy)
 
 
 def eager_jit(xp: Any, fn: Callable[..., Any], static: tuple[str, ...] = (), donate: tuple[str, ...] = ()) -> Any:

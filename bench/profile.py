@@ -8,7 +8,6 @@ from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
 from statistics import median
-from time import perf_counter
 from typing import Any
 from unittest import mock
 
@@ -18,6 +17,7 @@ import minimodel as mm
 from minimodel.backends import replay
 from minimodel.bench import descent, resources
 from minimodel.bench.common import arguments, report
+from minimodel.bench.engine import timed
 
 STEPS, POPULATION = 500, 1_024
 
@@ -44,10 +44,13 @@ def algorithms(sizes: tuple[int, ...], batch: int) -> dict[str, Callable[[], Any
     training: dict[str, Any] = {
         "seed": 0, "epochs": STEPS // 10, "batch_size": batch, "optimizer": mm.optimizers.momentum(descent.RATE)
     }  # fmt: skip
-    search = partial(mm.random_search, network, data, seed=0, generations=STEPS // 100 or 1, population=POPULATION)
+    search: dict[str, Any] = {
+        "seed": 0, "strategy": mm.strategies.open_es(0.1), "rows": batch,
+        "generations": STEPS // 100 or 1, "population": POPULATION,
+    }  # fmt: skip
     return {
         "gradient descent": partial(mm.gradient_descent, network, data, **training),
-        f"random search, {POPULATION} candidates": partial(search, strategy=mm.strategies.open_es(0.1), rows=batch),
+        f"random search, {POPULATION} candidates": partial(mm.random_search, network, data, **search),
         "retraining while pruned": partial(mm.prune, dense, data, sparsity=0.9, **training),
         "retraining through the rounding": partial(mm.quantize, dense, data, bits=4, **training),
     }
@@ -55,42 +58,35 @@ def algorithms(sizes: tuple[int, ...], batch: int) -> dict[str, Callable[[], Any
 
 def profiled(run: Callable[[], Any]) -> dict[str, float]:
     """Microseconds of a step: of every kind of call the sum of the medians, greatest first."""
-    taken: dict[int, list[float]] = defaultdict(list)  # of each call, by its place in the step
-    names: list[str] = []
+    calls: list[tuple[str, list[float]]] = []  # of the step, with the seconds of each turn
     finish = replay.Tape.finish
 
-    def timed(tape: replay.Tape, results: list[np.ndarray]) -> None:
+    def clocked(tape: replay.Tape, results: list[np.ndarray]) -> None:
         finish(tape, results)
-        names[:] = map(described, tape.calls)
-        taken.clear()  # the last record is that of the step
-        tape.calls = [clocked(call, taken[i]) for i, call in enumerate(tape.calls)]
+        calls[:] = [(described(call), []) for call in tape.calls]  # the last record is that of the step
+        tape.calls = [partial(clock, call, taken) for call, (_, taken) in zip(tape.calls, calls, strict=True)]
 
-    with mock.patch.object(replay.Tape, "finish", timed):
+    with mock.patch.object(replay.Tape, "finish", clocked):
         run()
     found: dict[str, float] = defaultdict(float)
-    for i, name in enumerate(names):
-        found[name] += median(taken[i]) * 1e6
+    for name, taken in calls:
+        found[name] += median(taken) * 1e6
     return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
-def clocked(call: Callable[[], Any], taken: list[float]) -> Callable[[], None]:
-    """The call, noting its seconds."""
-
-    def run() -> None:
-        start = perf_counter()
-        call()
-        taken.append(perf_counter() - start)
-
-    return run
+def clock(call: Callable[[], Any], taken: list[float]) -> None:
+    """The call, its seconds noted."""
+    taken.append(timed(call))
 
 
 def described(call: Any) -> str:
     """The function and the shapes of its arrays, as "dot (128, 784) (784, 300)"."""
-    fn = getattr(call, "func", call)
-    own = getattr(fn, "__self__", None)  # an array's own method, such as dot, looks at the array too
-    args = (own, *getattr(call, "args", ())) if isinstance(own, np.ndarray) else getattr(call, "args", ())
+    fn, args = getattr(call, "func", call), getattr(call, "args", ())
+    own = getattr(fn, "__self__", None)
+    if isinstance(own, np.ndarray):  # its own method, such as dot, looks at the array too
+        args = (own, *args)
     shapes = [str(arg.shape) for arg in args if isinstance(arg, np.ndarray) and arg.ndim]
-    name = fn.__name__ if not isinstance(own, np.ufunc) else f"{own.__name__}.{fn.__name__}"
+    name = f"{own.__name__}.{fn.__name__}" if isinstance(own, np.ufunc) else fn.__name__
     return " ".join([name, *shapes])
 
 
