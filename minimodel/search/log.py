@@ -19,6 +19,7 @@ class Log:
         self.rates: list[np.ndarray] = [] if learning_rate is None or not len(learning_rate) else [learning_rate]
         self.step = sum(map(len, self.rates))
         self.first, self.started = self.step / steps, perf_counter()
+        self.constant: np.ndarray | None = None  # the rates of a chunk, where they never change
 
     @property
     def done(self) -> int:
@@ -32,7 +33,17 @@ class Log:
             self.validation = np.concatenate([self.validation, validation_loss[None]])
 
     def next_rates(self, schedule: schedules.Schedule, steps: int) -> np.ndarray:
-        """The learning rates of the next steps, checked."""
+        """The learning rates of the next steps, checked; those of a constant schedule once."""
+        rates = self.constant
+        if rates is None or len(rates) != steps:
+            rates = self.checked(schedule, steps)
+            self.constant = rates if isinstance(schedule, schedules.Constant) else None
+        self.rates.append(rates)
+        self.step += steps
+        return rates
+
+    def checked(self, schedule: schedules.Schedule, steps: int) -> np.ndarray:
+        """The learning rates of the next steps, if they are such."""
         run = schedules.Run(self.epochs * self.steps, self.steps, self.validation)
         rates = np.asarray(schedule(np.arange(self.step, self.step + steps), run))
         shape = self.validation[0].shape
@@ -42,8 +53,6 @@ class Log:
             )
         if not 0 <= rates.min() <= rates.max() < np.inf:
             raise ValueError(f"learning_rate: the schedule gave {rates.min()} to {rates.max()} at step {self.step}")
-        self.rates.append(rates)
-        self.step += steps
         return rates
 
     def all_rates(self) -> np.ndarray:

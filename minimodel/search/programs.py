@@ -71,7 +71,7 @@ class Noise(NamedTuple):
 
 
 class Draws(NamedTuple):
-    """The keys of an epoch, or of all epochs: for the order of the rows, and for dropout where there is any."""
+    """The keys of an epoch: for the order of the rows, and for dropout where there is any."""
 
     order: Array
     noise: Array | None = None

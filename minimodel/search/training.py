@@ -111,7 +111,7 @@ class Loop(NamedTuple):
     problem: Problem
     options: Options
     static: Static
-    draws: Draws  # of all epochs
+    draws: list[Draws]  # of each epoch
     programs: dict[Any, Callable[..., Any]]
 
     @classmethod
@@ -123,7 +123,8 @@ class Loop(NamedTuple):
         static = Static(backend, network, problem.objective, rule, through, size, packed)
         noisy = options.noise.inputs is not None or options.noise.hidden is not None
         uses = (ORDER, NOISE) if noisy else (ORDER,)
-        draws = Draws(*(random.fold_in(purposes[..., use, :], np.arange(options.epochs)) for use in uses))
+        keys = [random.fold_in(purposes[..., use, :], np.arange(options.epochs)) for use in uses]
+        draws = [Draws(*own) for own in zip(*(np.moveaxis(each, -2, 0) for each in keys), strict=True)]
         donated = {begin: ("params", "opt_state"), survivors: ("state",), descend: ("state",), epoch: ("state",)}
         programs = {fn: backend.jit(fn, static=("static",), donate=names) for fn, names in donated.items()}
         return cls(problem, options, static, draws, programs)
@@ -169,7 +170,7 @@ class Loop(NamedTuple):
     def one_epoch(self, state: State, given: Traced, log: Log) -> tuple[State, bool]:
         """All chunks of an epoch, then the validation; whether the callback ended the run."""
         problem, options, done = self.problem, self.options, log.done
-        keys = tree.map(lambda keys: keys[..., done, :], self.draws)
+        keys = self.draws[done]
         passed = log.step - done * log.steps  # of a stream's epoch, where a callback had ended the run
         for number, rows in enumerate(problem.chunks(done, options.batch_size)):
             if not (steps := rows.x.shape[0] // options.batch_size):
