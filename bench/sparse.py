@@ -33,7 +33,7 @@ def main() -> None:
     report({"settings": {"threads": threads, "layer_sizes": LARGE.layer_sizes}, **results}, options.out)
 
 
-def timed(cases: dict[str, Any], count: int, repeats: int, title: str) -> dict[str, Any]:
+def table(cases: dict[str, Any], count: int, repeats: int, title: str) -> dict[str, Any]:
     """The table of cases side by side, printed: µs for each of ``count``."""
     found = side_by_side(cases, repeats=repeats)
     print(title)
@@ -58,7 +58,7 @@ def steps() -> dict[str, Any]:
         )  # fmt: skip
         count = 4 * (len(data.train.x) // BATCH)
         cases = {"dense": run, "with masks": partial(run, masks=masks)}
-        found[name] = timed(cases, count, 15, f"{name}: a step of 784-300-100-10, batches of {BATCH}")
+        found[name] = table(cases, count, 15, f"{name}: a step of 784-300-100-10, batches of {BATCH}")
     return found
 
 
@@ -74,7 +74,7 @@ def global_masks() -> dict[str, Any]:
         case = partial(masks_on, backend, tuple(map(backend.asarray, scores)), kept)
         check_masks(backend.to_numpy(case()), flat, int(kept[0]))
         other = {"jnp.sort": sort(flat)} if name == "jax" else {"np.partition": partial(np.partition, flat, -kept[0])}
-        found[name] = timed({"masks": case, **other}, 1, 7, f"{name}: masks of ten million weights")
+        found[name] = table({"masks": case, **other}, 1, 7, f"{name}: masks of ten million weights")
     return found
 
 
@@ -118,7 +118,7 @@ def answers(path: str | None) -> dict[str, Any]:
             "dense": partial(repeat, dense.outputs, part, count),
         }
         title = f"numpy: {rows} rows, {'-'.join(map(str, small.network.layer_sizes))}, {', '.join(deployed.choices)}"
-        found[str(rows)] = timed(cases, count, 15, title) | {
+        found[str(rows)] = table(cases, count, 15, title) | {
             "choices": deployed.choices,
             "layer_sizes": small.network.layer_sizes,
         }
