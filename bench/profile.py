@@ -1,13 +1,18 @@
-"""Where the algorithms spend their time on NumPy: every call that the record of a step holds, by function and arrays.
+"""Where the algorithms spend their time: on NumPy in the calls that the record of a step holds, by function and arrays;
+on JAX in the operations that XLA ran, by their kind.
 
-Whole calls run, of a small and a large network, with a clock around each call of the step. What is left over is copying
-the row numbers in and the losses out, and the clock itself.
+Whole calls run, of a small and a large network, on NumPy with a clock around each call of the step, on JAX under its
+own tracer. Both take time themselves, the more the smaller the network; how much longer the whole call took is printed.
+What is left over is copying the row numbers in and the losses out, and the host.
 """
 
+import re
 from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any
 from unittest import mock
 
@@ -19,7 +24,9 @@ from minimodel.bench import descent, resources
 from minimodel.bench.common import arguments, report
 from minimodel.bench.engine import timed
 
-STEPS, POPULATION = 500, 1_024
+STEPS, GENERATIONS, POPULATION = 500, 5, 1_024
+OUTER = ("while", "call", "conditional")  # what holds other operations
+PRODUCTS = ("dot", "matmul", "ynn_fusion")  # the last as XLA calls those that a library of its own computes
 
 
 def main() -> None:
@@ -27,18 +34,20 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
-    results: dict[str, dict[str, float]] = {}
+    results: dict[str, Any] = {}
+    profilers = {"numpy": calls_of} | ({"jax": operations_of} if descent.installed("jax") else {})
     with resources.threads(options.threads) as threads:
         for layers, batch in descent.SIZES.values():
             for name, run in algorithms(layers, batch).items():
-                title = f"{'-'.join(map(str, layers))}, {batch} rows, {name}"
-                results[title] = profiled(run)
-                show(title, results[title])
+                for backend, profiler in profilers.items():
+                    title = f"{'-'.join(map(str, layers))}, {batch} rows, {name}, {backend}"
+                    results[title] = profiled(partial(run, backend=backend), profiler)
+                    show(title, **results[title])
     report({"threads": threads, "results": results}, options.out)
 
 
-def algorithms(sizes: tuple[int, ...], batch: int) -> dict[str, Callable[[], Any]]:
-    """Each of the four, over so many steps; of random search one is a chunk of candidates."""
+def algorithms(sizes: tuple[int, ...], batch: int) -> dict[str, Callable[..., Any]]:
+    """Each of the four, over so many steps or generations."""
     data, network = descent.problem(sizes, 10 * batch), mm.Network(sizes)
     dense = mm.gradient_descent(network, data, seed=0, epochs=0)
     training: dict[str, Any] = {
@@ -46,7 +55,7 @@ def algorithms(sizes: tuple[int, ...], batch: int) -> dict[str, Callable[[], Any
     }  # fmt: skip
     search: dict[str, Any] = {
         "seed": 0, "strategy": mm.strategies.open_es(0.1), "rows": batch,
-        "generations": STEPS // 100 or 1, "population": POPULATION,
+        "generations": GENERATIONS, "population": POPULATION,
     }  # fmt: skip
     return {
         "gradient descent": partial(mm.gradient_descent, network, data, **training),
@@ -56,8 +65,20 @@ def algorithms(sizes: tuple[int, ...], batch: int) -> dict[str, Callable[[], Any
     }
 
 
-def profiled(run: Callable[[], Any]) -> dict[str, float]:
-    """Microseconds of a step: of every kind of call the sum of the medians, greatest first."""
+def profiled(run: Callable[[], Any], profiler: Callable[[Callable[[], Any]], dict[str, float]]) -> dict[str, Any]:
+    """Microseconds of every kind, greatest first, and how many times as long the call took for being watched."""
+    run()  # compiles
+    plain, seconds = timed(run), []
+
+    def watched() -> None:
+        seconds.append(timed(run))
+
+    found = profiler(watched)
+    return {"slowed": seconds[0] / plain, "microseconds": dict(sorted(found.items(), key=lambda item: -item[1]))}
+
+
+def calls_of(run: Callable[[], Any]) -> dict[str, float]:
+    """Of a step, of every kind of call the sum of the medians; of random search a step is a chunk of candidates."""
     calls: list[tuple[str, list[float]]] = []  # of the step, with the seconds of each turn
     finish = replay.Tape.finish
 
@@ -71,7 +92,27 @@ def profiled(run: Callable[[], Any]) -> dict[str, float]:
     found: dict[str, float] = defaultdict(float)
     for name, taken in calls:
         found[name] += median(taken) * 1e6
-    return dict(sorted(found.items(), key=lambda item: -item[1]))
+    return found
+
+
+def operations_of(run: Callable[[], Any]) -> dict[str, float]:
+    """Of the whole call, of every kind of operation the sum over XLA's threads."""
+    import jax
+
+    found: dict[str, float] = defaultdict(float)
+    settings = jax.profiler.ProfileOptions()
+    settings.python_tracer_level = 0
+    with TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder, profiler_options=settings):
+            run()
+        (file,) = Path(folder).rglob("*.xplane.pb")
+        for plane in jax.profiler.ProfileData.from_file(str(file)).planes:
+            for line in plane.lines:
+                for event in line.events if line.name.startswith("tf_XLA") else ():
+                    kind = re.sub(r"\.\d+$", "", event.name)
+                    if ":" not in kind and kind not in OUTER:  # with a colon it is XLA's own bookkeeping
+                        found[kind] += event.duration_ns / 1e3
+    return found
 
 
 def clock(call: Callable[[], Any], taken: list[float]) -> None:
@@ -90,14 +131,14 @@ def described(call: Any) -> str:
     return " ".join([name, *shapes])
 
 
-def show(title: str, found: dict[str, float]) -> None:
-    """One line for each kind of call that takes a fortieth, and the rest."""
-    total = sum(found.values())
-    products = sum(value for name, value in found.items() if name.startswith(("dot", "matmul")))
-    print(f"\n{title}: {total:.0f} µs a step, {products / total:.0%} in products")
-    lines = {name: value for name, value in found.items() if value > total / 40}
+def show(title: str, microseconds: dict[str, float], slowed: float) -> None:
+    """One line for each kind that takes a fortieth, and the rest."""
+    total = sum(microseconds.values())
+    products = sum(value for name, value in microseconds.items() if name.startswith(PRODUCTS))
+    print(f"\n{title}: {total:,.0f} µs, {products / total:.0%} in products; the call took {slowed:.2f}× as long")
+    lines = {name: value for name, value in microseconds.items() if value > total / 40}
     for name, value in (*lines.items(), ("the rest", total - sum(lines.values()))):
-        print(f"{name:<64} {value:8.1f} µs {value / total:6.1%}", flush=True)
+        print(f"{name:<64} {value:12,.1f} µs {value / total:6.1%}", flush=True)
 
 
 if __name__ == "__main__":
