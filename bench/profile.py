@@ -26,7 +26,10 @@ from minimodel.bench.engine import timed
 
 STEPS, GENERATIONS, POPULATION = 500, 5, 1_024
 OUTER = ("while", "call", "conditional")  # what holds other operations
-PRODUCTS = ("dot", "matmul", "ynn_fusion")  # the last as XLA calls those that a library of its own computes
+PRODUCTS = ("dot", "matmul")
+
+
+Profiler = Callable[[Callable[[], Any]], dict[str, float]]  # runs it once; the microseconds of every kind
 
 
 def main() -> None:
@@ -35,7 +38,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     results: dict[str, Any] = {}
-    profilers = {"numpy": calls_of} | ({"jax": operations_of} if descent.installed("jax") else {})
+    profilers: dict[str, Profiler] = {"numpy": calls_of} | ({"jax": operations_of} if descent.installed("jax") else {})
     with resources.threads(options.threads) as threads:
         for layers, batch in descent.SIZES.values():
             for name, run in algorithms(layers, batch).items():
@@ -65,20 +68,21 @@ def algorithms(sizes: tuple[int, ...], batch: int) -> dict[str, Callable[..., An
     }
 
 
-def profiled(run: Callable[[], Any], profiler: Callable[[Callable[[], Any]], dict[str, float]]) -> dict[str, Any]:
-    """Microseconds of every kind, greatest first, and how many times as long the call took for being watched."""
+def profiled(run: Callable[[], Any], profiler: Profiler) -> dict[str, Any]:
+    """Microseconds of every kind, greatest first, of which part of the work, and how many times as long the call took
+    for being watched."""
     run()  # compiles
-    plain, seconds = timed(run), []
-
-    def watched() -> None:
-        seconds.append(timed(run))
-
-    found = profiler(watched)
-    return {"slowed": seconds[0] / plain, "microseconds": dict(sorted(found.items(), key=lambda item: -item[1]))}
+    plain, watched = min(timed(run) for _ in range(3)), []
+    found = profiler(lambda: watched.append(timed(run)))
+    return {
+        "of": "a step of the record" if profiler is calls_of else "the whole call",
+        "slowed": watched[0] / plain,
+        "microseconds": dict(sorted(found.items(), key=lambda item: -item[1])),
+    }
 
 
 def calls_of(run: Callable[[], Any]) -> dict[str, float]:
-    """Of a step, of every kind of call the sum of the medians; of random search a step is a chunk of candidates."""
+    """Of a step, of every kind of call the sum of the medians; of random search it is a chunk of candidates."""
     calls: list[tuple[str, list[float]]] = []  # of the step, with the seconds of each turn
     finish = replay.Tape.finish
 
@@ -96,7 +100,8 @@ def calls_of(run: Callable[[], Any]) -> dict[str, float]:
 
 
 def operations_of(run: Callable[[], Any]) -> dict[str, float]:
-    """Of the whole call, of every kind of operation the sum over XLA's threads."""
+    """Of the whole call, of every kind of operation the sum over XLA's threads; those that XLA leaves to a library of
+    its own, products and sums, have one name: ynn_fusion."""
     import jax
 
     found: dict[str, float] = defaultdict(float)
@@ -131,11 +136,13 @@ def described(call: Any) -> str:
     return " ".join([name, *shapes])
 
 
-def show(title: str, microseconds: dict[str, float], slowed: float) -> None:
+def show(title: str, of: str, slowed: float, microseconds: dict[str, float]) -> None:
     """One line for each kind that takes a fortieth, and the rest."""
     total = sum(microseconds.values())
-    products = sum(value for name, value in microseconds.items() if name.startswith(PRODUCTS))
-    print(f"\n{title}: {total:,.0f} µs, {products / total:.0%} in products; the call took {slowed:.2f}× as long")
+    print(f"\n{title}: {total:,.0f} µs of {of}, which took {slowed:.2f}× as long as unwatched")
+    if of.startswith("a step"):
+        products = sum(value for name, value in microseconds.items() if name.startswith(PRODUCTS))
+        print(f"in products {products / total:.0%}")
     lines = {name: value for name, value in microseconds.items() if value > total / 40}
     for name, value in (*lines.items(), ("the rest", total - sum(lines.values()))):
         print(f"{name:<64} {value:12,.1f} µs {value / total:6.1%}", flush=True)

@@ -32,8 +32,9 @@ def _identity_slope(z: Array, a: Array) -> Array:
 
 
 def _relu(z: Array) -> Array:
-    """max(z, 0), of a row of zeros: NumPy is slow with a number alone, and as many as z has would be more to read."""
-    return namespace(z).maximum(z, namespace(z).zeros(z.shape[-1:], dtype=z.dtype))
+    """max(z, 0), with one row of zeros: a number alone is slow in NumPy, and as many as z has are more to read."""
+    xp = namespace(z)
+    return xp.maximum(z, xp.zeros_like(z[:1, ...] if z.ndim else z))
 
 
 def _relu_slope(z: Array, a: Array) -> Array:

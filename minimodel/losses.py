@@ -52,8 +52,8 @@ class Loss:
 
 
 def mean(x: Array) -> Array:
-    """Over the last axis. NumPy's own takes three times as long as a sum."""
-    return namespace(x).sum(x, axis=-1) / x.shape[-1]
+    """Over the last axis."""
+    return namespace(x).mean(x, axis=-1)
 
 
 def one_hot(y: Array, classes: int, dtype: Any) -> Array:

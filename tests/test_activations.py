@@ -128,3 +128,12 @@ def test_relu_of_few_bits_says_its_steps():
     assert activations.steps("relu_4bit") == 15 and activations.steps("relu") is None
     with pytest.raises(ValueError, match=r"activation: expected one of identity, relu, .*relu_8bit, got 'relu_9bit'"):
         mm.Network((2, 2), "relu_9bit")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_stays_on_its_device(name):
+    """What a function makes besides, as zeros, is made where its argument is."""
+    xp = pytest.importorskip("array_api_strict")
+    z, fns = xp.ones((3, 2), dtype=xp.float32, device=xp.Device("device1")), ACTIVATIONS[name]
+    a = fns.value(z)
+    assert all(found.device == z.device for found in (a, fns.slope(z, a), fns.curvature(z, a)))

@@ -257,3 +257,7 @@ def test_get_lists_the_losses_when_there_is_no_such_one(wrong):
 def test_get_refuses_numbers_that_the_loss_does_not_have():
     with pytest.raises((TypeError, ValueError), match="delta"):
         losses.get("mean_squared_error", delta=1.0)
+
+
+def test_a_mean_is_not_added_up_in_half_precision():
+    assert losses.mean(np.full(8_192, 100, np.float16)) == 100

@@ -36,13 +36,13 @@ class Log:
         """The learning rates of the next steps, checked; those of a constant schedule once."""
         rates = self.constant
         if rates is None or len(rates) != steps:
-            rates = self.checked(schedule, steps)
+            rates = self.checked_rates(schedule, steps)
             self.constant = rates if isinstance(schedule, schedules.Constant) else None
         self.rates.append(rates)
         self.step += steps
         return rates
 
-    def checked(self, schedule: schedules.Schedule, steps: int) -> np.ndarray:
+    def checked_rates(self, schedule: schedules.Schedule, steps: int) -> np.ndarray:
         """The learning rates of the next steps, if they are such."""
         run = schedules.Run(self.epochs * self.steps, self.steps, self.validation)
         rates = np.asarray(schedule(np.arange(self.step, self.step + steps), run))
