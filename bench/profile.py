@@ -139,7 +139,7 @@ def described(call: Any) -> str:
 def show(title: str, of: str, slowed: float, microseconds: dict[str, float]) -> None:
     """One line for each kind that takes a fortieth, and the rest."""
     total = sum(microseconds.values())
-    print(f"\n{title}: {total:,.0f} µs of {of}, which took {slowed:.2f}× as long as unwatched")
+    print(f"\n{title}: {total:,.0f} µs of {of}; watched, the call took {slowed:.2f}× as long")
     if of.startswith("a step"):
         products = sum(value for name, value in microseconds.items() if name.startswith(PRODUCTS))
         print(f"in products {products / total:.0%}")
