@@ -65,8 +65,14 @@ COLD = (
 Watch = Callable[[str, int, int], None]  # (what is done now, done, of how many)
 
 
+HOST_JAX = "jax:cpu"
+
+
 class Plan(NamedTuple):
-    """What is to be measured, and how long it may take; ``imports`` are modules that register backends."""
+    """What is to be measured, and how long it may take; ``imports`` are modules that register backends.
+
+    ``everywhere``: where JAX's default device is an accelerator, JAX on the processor as well.
+    """
 
     backends: tuple[str, ...]
     points: tuple[tuple[Case, Size], ...]
@@ -74,6 +80,7 @@ class Plan(NamedTuple):
     threads: int = 1
     seed: int = 0
     imports: tuple[str, ...] = ()
+    everywhere: bool = False
 
 
 class Timed(NamedTuple):
@@ -134,13 +141,16 @@ def open_backends(plan: Plan, watch: Watch) -> tuple[dict[str, Backend], dict[st
     """Those that load and wait for their results, and what there is to say of each."""
     opened: dict[str, Backend] = {}
     about: dict[str, Any] = {}
-    for name in plan.backends:
+    names = list(plan.backends)
+    for name in names:
         watch(f"start {name}", 0, 0)
         try:
             backend = backends.load(name)
             running.check_synchronize(backend)
             about[name] = described(backend) | cold(name, plan.imports)
             opened[name] = backend
+            if name == "jax" and plan.everywhere and backends.load(HOST_JAX).devices != backend.devices[:1]:
+                names.append(HOST_JAX)
         except Exception as error:  # a third party's: whatever it is, the others are still to be measured
             about[name] = {"refused": reason(error)}
     return opened, about

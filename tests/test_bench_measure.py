@@ -339,3 +339,18 @@ def test_sizes_are_read(text, layers):
 def test_other_sizes_are_refused(text):
     with pytest.raises(ValueError, match="sizes: expected networks"):
         parse_layers(text)
+
+
+@pytest.mark.parametrize(("device", "more"), [("cuda:0", ["jax:cpu"]), (None, [])])
+def test_jax_is_measured_on_the_processor_too(monkeypatch, device, more):
+    """Where it uses an accelerator by default, and nobody has named backends."""
+    pytest.importorskip("jax")
+
+    def elsewhere(name):
+        backend = load(name)
+        return replace(backend, devices=(device,)) if device and name == "jax" else backend
+
+    monkeypatch.setattr(measure.backends, "load", elsewhere)
+    for everywhere in (True, False):
+        opened, about = measure.open_backends(plan("numpy", "jax", everywhere=everywhere), lambda *args: None)
+        assert list(opened) == list(about) == ["numpy", "jax", *(more if everywhere else [])]

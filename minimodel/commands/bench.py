@@ -38,7 +38,12 @@ def split(context: click.Context, parameter: click.Parameter, value: str | None)
 @click.option("--populations", callback=split, help="How many networks at once.")
 @click.option("--batch", type=click.IntRange(1), help="Rows of a batch; by default 32 or, of a wide network, 128.")
 @click.option("--dtypes", callback=split, default="float32", show_default=True, help="float32, float64, bfloat16, …")
-@click.option("--backends", "names", callback=split, help="By default numpy, jax and whatever is registered.")
+@click.option(
+    "--backends",
+    "names",
+    callback=split,
+    help="By default numpy, jax, beside an accelerator jax:cpu, and whatever is registered.",
+)
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="For every backend.")
 @click.option("--seconds", type=click.FloatRange(1), help="How long it may take, about.")
 @click.option("--seed", type=click.IntRange(0, 2**63), default=0, show_default=True, help="Of the data and the order.")
@@ -82,7 +87,7 @@ def bench(
         [known_dtype(one) for one in dtypes],
         batch,
     )
-    plan = measure.Plan(names or found(), points, seconds or defaults["seconds"], threads, seed, imports)
+    plan = measure.Plan(names or found(), points, seconds or defaults["seconds"], threads, seed, imports, not names)
     with progress() as watch:
         report = measure.measure(plan, watch)
     if out:
