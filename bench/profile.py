@@ -27,7 +27,7 @@ from minimodel.bench.engine import timed
 STEPS, GENERATIONS, POPULATION = 500, 5, 1_024
 OUTER = ("while", "call", "conditional")  # what holds other operations
 PRODUCTS = ("dot", "matmul")
-
+STEP, CALL = "a step of the record", "the whole call"  # what the microseconds are of
 
 Profiler = Callable[[Callable[[], Any]], dict[str, float]]  # runs it once; the microseconds of every kind
 
@@ -75,7 +75,7 @@ def profiled(run: Callable[[], Any], profiler: Profiler) -> dict[str, Any]:
     plain, watched = min(timed(run) for _ in range(3)), []
     found = profiler(lambda: watched.append(timed(run)))
     return {
-        "of": "a step of the record" if profiler is calls_of else "the whole call",
+        "of": STEP if profiler is calls_of else CALL,
         "slowed": watched[0] / plain,
         "microseconds": dict(sorted(found.items(), key=lambda item: -item[1])),
     }
@@ -140,7 +140,7 @@ def show(title: str, of: str, slowed: float, microseconds: dict[str, float]) -> 
     """One line for each kind that takes a fortieth, and the rest."""
     total = sum(microseconds.values())
     print(f"\n{title}: {total:,.0f} µs of {of}; watched, the call took {slowed:.2f}× as long")
-    if of.startswith("a step"):
+    if of == STEP:  # the names of XLA do not tell products from sums
         products = sum(value for name, value in microseconds.items() if name.startswith(PRODUCTS))
         print(f"in products {products / total:.0%}")
     lines = {name: value for name, value in microseconds.items() if value > total / 40}

@@ -354,3 +354,17 @@ def test_jax_is_measured_on_the_processor_too(monkeypatch, device, more):
     for everywhere in (True, False):
         opened, about = measure.open_backends(plan("numpy", "jax", everywhere=everywhere), lambda *args: None)
         assert list(opened) == list(about) == ["numpy", "jax", *(more if everywhere else [])]
+
+
+def test_a_processor_that_jax_may_not_use_does_not_refuse_the_accelerator(monkeypatch):
+    """As where JAX_PLATFORMS names the accelerator alone."""
+    pytest.importorskip("jax")
+
+    def elsewhere(name):
+        if name == "jax:cpu":
+            raise ValueError("no such device")
+        return replace(load(name), devices=("cuda:0",))
+
+    monkeypatch.setattr(measure.backends, "load", elsewhere)
+    opened, about = measure.open_backends(plan("jax", everywhere=True), lambda *args: None)
+    assert list(opened) == ["jax"] and "refused" not in about["jax"] and "refused" in about["jax:cpu"]
