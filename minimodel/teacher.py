@@ -19,6 +19,7 @@ class Teacher(NamedTuple):
     weight        α, from 0 to 1
     temperature   T > 0, of softmax alone: above 1 the classes that are not the likeliest count for more
 
+    s is computed once, for complete rows: a teacher sees what ``input_dropout`` hides from the learner.
     Up to a constant ℓ(z/T, s) is the divergence KL(s ‖ softmax(z/T)). Hinton, Vinyals, Dean: Distilling the knowledge
     in a neural network (2015).
     """
